@@ -1,2 +1,3 @@
-//! skeleton
+//! The utility VM.
+mod image;
 fn main() {}
