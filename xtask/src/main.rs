@@ -1,2 +1,63 @@
-//! skeleton
-fn main() {}
+//! `cargo xtask`: the developer's commands. They may run child processes and install what a build needs; the product
+//! never does either.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod appliance;
+mod cache;
+mod cpio;
+mod deps;
+mod image;
+mod kernel;
+mod oci;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Builds and shows the utility VM.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Builds the appliance's kernel and initramfs into target/appliance
+    Appliance {
+        /// Adds a fragment of kernel-config/optional to the kernel; may be given more than once
+        #[arg(long, value_name = "FRAGMENT")]
+        with: Vec<String>,
+    },
+    /// Makes a guest image from image-recipes as an OCI image layout
+    Image {
+        /// The recipe's name: a file of image-recipes without its .toml
+        recipe: String,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Appliance { with } if with.is_empty() => appliance::build().map(drop),
+        Command::Appliance { with } => appliance::build_with(&with).map(drop),
+        Command::Image { recipe } => image::build(&recipe).map(drop),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The root of the work tree this command was started from.
+fn workspace_root() -> PathBuf {
+    // Cargo sets the variable at run time too, which stays right when the clone was moved after the build.
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    let manifest = manifest.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")));
+    manifest.parent().map(PathBuf::from).unwrap_or(manifest)
+}

@@ -2,6 +2,16 @@
 
 mod device;
 mod error;
+pub mod ext4;
+pub mod fat;
+mod field;
+pub mod gpt;
+pub mod mbr;
+pub mod probe;
+pub mod sanitize;
+pub mod swap;
+mod verify;
 
 pub use device::{BlockDevice, Device, Geometry, Memory, Slice};
 pub use error::{Error, ErrorKind, Result};
+pub use verify::Recorder;

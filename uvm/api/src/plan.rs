@@ -1,0 +1,79 @@
+//! A plan as a client sees it: everything that will happen, before it does.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// The answer to `?dry_run=true`. The same job on the same device gives the same plan and hash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Plan {
+    /// `sha256:` over the rest of the plan; name it in a job to agree to exactly this.
+    pub plan_hash: String,
+    /// Id of the job: GUIDs, UUIDs and the machine id derive from it, so send the job with this id.
+    pub job_id: String,
+    /// Kind of the job.
+    pub kind: String,
+    /// Serial of the device.
+    pub device: String,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Its logical block size: the unit of the LBAs below.
+    pub logical_block_size: u32,
+    /// What is on these extents will be lost.
+    pub destroys: Vec<Extent>,
+    /// The partitions the disk will have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub partitions: Vec<PlannedPartition>,
+    /// In the order they are carried out.
+    pub steps: Vec<PlannedStep>,
+}
+
+/// A run of blocks, both ends inclusive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Extent {
+    /// First LBA.
+    pub starting_lba: u64,
+    /// Last LBA.
+    pub ending_lba: u64,
+    /// What is there now.
+    pub contents: String,
+}
+
+/// A partition to come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PlannedPartition {
+    /// Number in the table.
+    pub number: u32,
+    /// Partition name.
+    pub label: String,
+    /// Partition type GUID.
+    pub type_guid: String,
+    /// Unique GUID.
+    pub unique_guid: String,
+    /// First LBA.
+    pub starting_lba: u64,
+    /// Last LBA.
+    pub ending_lba: u64,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// `vfat`, `ext4` or `swap`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// UUID of the file system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filesystem_uuid: Option<String>,
+    /// Where the guest mounts it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+}
+
+/// A step to come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PlannedStep {
+    /// Name, as in events and errors.
+    pub name: String,
+    /// What it does.
+    pub description: String,
+    /// Bytes it will move, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+}

@@ -1,0 +1,159 @@
+//! What is on a device: tables, file systems, the operating system. Reads only, and trusts nothing.
+
+mod file_system;
+mod os_release;
+
+pub use file_system::FileSystem;
+pub use os_release::{OsRelease, read_os_release};
+
+use crate::gpt::Guid;
+use crate::{BlockDevice, ErrorKind, Geometry, Result, gpt, mbr};
+
+/// Kind of partition table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TableKind {
+    /// No table.
+    None,
+    /// GUID partition table.
+    Gpt,
+    /// Master boot record.
+    Mbr,
+}
+
+/// What says the purpose of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PartitionKind {
+    /// GPT type.
+    Gpt(Guid),
+    /// MBR system id.
+    Mbr(u8),
+}
+
+/// A partition and what is in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbedPartition {
+    /// From 1.
+    pub number: u32,
+    /// GPT name.
+    pub name: Option<String>,
+    /// Its purpose.
+    pub kind: PartitionKind,
+    /// GPT partition GUID.
+    pub unique_guid: Option<Guid>,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub size: u64,
+    /// What was recognized in it.
+    pub file_system: Option<FileSystem>,
+}
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Probe {
+    /// The table.
+    pub table: TableKind,
+    /// GPT disk GUID.
+    pub disk_guid: Option<Guid>,
+    /// What is wrong with the table, one line each.
+    pub problems: Vec<String>,
+    /// By number.
+    pub partitions: Vec<ProbedPartition>,
+    /// A file system on the device itself, where there is no table.
+    pub file_system: Option<FileSystem>,
+}
+
+/// Part of a borrowed device.
+struct Part<'d> {
+    device: &'d dyn BlockDevice,
+    offset: u64,
+    size: u64,
+}
+
+impl BlockDevice for Part<'_> {
+    fn geometry(&self) -> Geometry {
+        Geometry { size: self.size, ..self.device.geometry() }
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        match offset.checked_add(buf.len() as u64) {
+            Some(end) if end <= self.size => self.device.read_at(self.offset + offset, buf),
+            _ => Err(std::io::ErrorKind::InvalidInput.into()),
+        }
+    }
+    fn write_at(&self, _: u64, _: &[u8]) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+    fn write_zeroes(&self, _: u64, _: u64) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+    fn discard(&self, _: u64, _: u64) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+    fn flush(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn probe_part(device: &dyn BlockDevice, offset: u64, size: u64) -> Result<Option<FileSystem>> {
+    match offset.checked_add(size) {
+        Some(end) if end <= device.geometry().size => file_system::probe(&Part { device, offset, size }),
+        _ => Ok(None),
+    }
+}
+
+/// Looks at a whole device.
+pub fn probe(device: &dyn BlockDevice) -> Result<Probe> {
+    let mut found = Probe {
+        table: TableKind::None,
+        disk_guid: None,
+        problems: Vec::new(),
+        partitions: Vec::new(),
+        file_system: None,
+    };
+    let block = device.geometry().logical_block_size;
+    let read = gpt::read(device);
+    match read {
+        Ok(read) => {
+            found.table = TableKind::Gpt;
+            found.disk_guid = Some(read.table.disk_guid);
+            found.problems = read.problems;
+            for p in read.table.partitions {
+                let Some((offset, size)) = p.extent(block) else { continue };
+                found.partitions.push(ProbedPartition {
+                    number: p.number,
+                    name: Some(p.name),
+                    kind: PartitionKind::Gpt(p.type_guid),
+                    unique_guid: Some(p.unique_guid),
+                    offset,
+                    size,
+                    file_system: probe_part(device, offset, size)?,
+                });
+            }
+            return Ok(found);
+        }
+        Err(error) if error.kind() == ErrorKind::Corrupt => found.problems.push(error.to_string()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    // A boot sector may look like an empty MBR: a file system goes first.
+    found.file_system = file_system::probe(device)?;
+    if found.file_system.is_some() {
+        return Ok(found);
+    }
+    let Some(mbr) = mbr::read(device)? else { return Ok(found) };
+    found.table = TableKind::Mbr;
+    for p in mbr.partitions {
+        // Two times 32 bits and a block size: no overflow.
+        let (offset, size) = (p.starting_lba * u64::from(block), p.blocks * u64::from(block));
+        found.partitions.push(ProbedPartition {
+            number: p.number,
+            name: None,
+            kind: PartitionKind::Mbr(p.kind),
+            unique_guid: None,
+            offset,
+            size,
+            file_system: probe_part(device, offset, size)?,
+        });
+    }
+    Ok(found)
+}

@@ -1,0 +1,36 @@
+//! The header of a Linux swap area, version 1.
+
+use uuid::Uuid;
+
+use crate::field::{expect, flush, put, write};
+use crate::{BlockDevice, Error, ErrorKind, Result};
+
+/// Bytes of a label.
+const MAX_LABEL: usize = 16;
+/// The kernel refuses less.
+const MIN_PAGES: u64 = 10;
+
+/// Writes the first page, all of it, and reads it back. Nothing else of the device is touched.
+pub fn write_swap_header(device: &dyn BlockDevice, uuid: Uuid, label: &str, page_size: u32) -> Result<()> {
+    if !page_size.is_power_of_two() || !(4096..=65_536).contains(&page_size) {
+        return Err(Error::new(ErrorKind::Invalid, format!("swap pages of {page_size} bytes")));
+    }
+    if label.len() > MAX_LABEL || label.contains('\0') {
+        return Err(Error::new(ErrorKind::Invalid, format!("swap label {label:?}: at most 16 bytes")));
+    }
+    let pages = device.geometry().size / u64::from(page_size);
+    if pages < MIN_PAGES {
+        return Err(Error::new(ErrorKind::NoSpace, format!("swap on {pages} pages: at least {MIN_PAGES}")));
+    }
+    // The header counts in 32 bits; the kernel uses what it says.
+    let last_page = u32::try_from(pages - 1).unwrap_or(u32::MAX);
+    let mut page = vec![0; page_size as usize];
+    put(&mut page, 1024, &1u32.to_le_bytes());
+    put(&mut page, 1028, &last_page.to_le_bytes());
+    put(&mut page, 1036, uuid.as_bytes());
+    put(&mut page, 1052, label.as_bytes());
+    put(&mut page, page_size as usize - 10, b"SWAPSPACE2");
+    write(device, 0, &page, "writing the swap header")?;
+    flush(device, "flushing the swap header")?;
+    expect(device, 0, &page, "reading back the swap header")
+}

@@ -1,0 +1,105 @@
+//! Probing, judged by blkid on what foreign tools made; our swap header, judged by them.
+#![allow(clippy::unwrap_used)]
+
+mod judge;
+
+use judge::{Image, agree};
+use uuid::uuid;
+use uvm_disk::probe::{OsRelease, TableKind, probe, read_os_release};
+use uvm_disk::swap::write_swap_header;
+use uvm_disk::{BlockDevice, Memory};
+
+/// What blkid says under `key`.
+fn blkid(path: &str, key: &str) -> Option<String> {
+    let text = agree("blkid", &["-p", "-o", "export", path]);
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=').map(|v| v.replace('\\', "")))
+}
+
+fn same_as_blkid(image: &Image) {
+    let fs = probe(image).unwrap().file_system.expect("a file system");
+    assert_eq!(Some(fs.kind.to_owned()), blkid(image.path(), "TYPE"));
+    assert_eq!(fs.label, blkid(image.path(), "LABEL"), "{}", fs.kind);
+    assert_eq!(fs.uuid, blkid(image.path(), "UUID"), "{}", fs.kind);
+}
+
+#[test]
+fn file_systems_are_named_as_blkid_does() {
+    let makers: [(&str, &[&str]); 8] = [
+        ("mkfs.ext4", &["-q", "-F", "-L", "a label"]),
+        ("mkfs.ext3", &["-q", "-F"]),
+        ("mkfs.ext2", &["-q", "-F", "-L", "two"]),
+        ("mkfs.vfat", &["-n", "FATTY"]),
+        ("mkfs.vfat", &["-F", "32"]),
+        ("mkswap", &["-L", "swappy"]),
+        ("mkfs.xfs", &["-q", "-f", "-L", "ex"]),
+        ("mkfs.btrfs", &["-q", "-f", "-L", "butter"]),
+    ];
+    for (tool, args) in makers {
+        let image = Image::new(512 << 20, 512);
+        agree(tool, &[args, &[image.path()]].concat());
+        same_as_blkid(&image);
+    }
+}
+
+#[test]
+fn our_swap_header_is_accepted() {
+    for block in [512, 4096] {
+        let image = Image::new(64 << 20, block);
+        let id = uuid!("2b9a7f3e-1f07-4c83-9be1-0a5f4b1c2d3e");
+        write_swap_header(&*image, id, "swap-0", 4096).unwrap();
+        same_as_blkid(&image);
+        assert_eq!(blkid(image.path(), "TYPE").as_deref(), Some("swap"));
+        let text = agree("swaplabel", &[image.path()]);
+        assert!(text.contains("LABEL: swap-0") && text.contains(&id.to_string()), "{text}");
+        assert!(agree("file", &[image.path()]).contains("swap file"));
+    }
+}
+
+#[test]
+fn mbr_with_logical_partitions() {
+    let image = Image::new(64 << 20, 512);
+    let script = image.path.with_extension("sfdisk");
+    std::fs::write(&script, "label: dos\n2048,20480,83\n22528,,5\n24576,4096,82\n30720,4096,83\n").unwrap();
+    let input = std::fs::File::open(&script).unwrap();
+    let mut sfdisk = std::process::Command::new("/usr/sbin/sfdisk");
+    assert!(sfdisk.args(["-q", image.path()]).stdin(input).status().unwrap().success());
+    let found = probe(&*image).unwrap();
+    assert_eq!(found.table, TableKind::Mbr);
+    let extents: Vec<_> = found.partitions.iter().map(|p| (p.number, p.offset / 512, p.size / 512)).collect();
+    assert_eq!(extents[0], (1, 2048, 20480));
+    assert_eq!(extents[2..], [(5, 24576, 4096), (6, 30720, 4096)]);
+}
+
+#[test]
+fn the_os_of_a_guest() {
+    let tree = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(tree.path().join("usr/lib")).unwrap();
+    std::fs::create_dir_all(tree.path().join("etc")).unwrap();
+    let text = "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nID=debian\nVERSION_ID='12'\n";
+    std::fs::write(tree.path().join("usr/lib/os-release"), text).unwrap();
+    std::os::unix::fs::symlink("../usr/lib/os-release", tree.path().join("etc/os-release")).unwrap();
+    let image = Image::new(32 << 20, 512);
+    agree("mkfs.ext4", &["-q", "-F", "-d", tree.path().to_str().unwrap(), image.path()]);
+    let expected = OsRelease {
+        pretty_name: Some("Debian GNU/Linux 12 (bookworm)".into()),
+        id: Some("debian".into()),
+        version_id: Some("12".into()),
+    };
+    assert_eq!(read_os_release(image.clone()), Some(expected));
+    assert_eq!(read_os_release(Image::new(1 << 20, 512)), None);
+}
+
+#[test]
+fn hostile_bytes_do_not_panic() {
+    for seed in 0..200u8 {
+        let disk = Memory::new(256 << 10, 512);
+        let junk: Vec<u8> = (0..128usize << 10)
+            .map(|i| (i.wrapping_mul(2_654_435_761) >> (seed % 23)) as u8 ^ seed)
+            .collect();
+        disk.write_at(0, &junk).unwrap();
+        for (at, magic) in [(0, &b"XFSB"[..]), (1080, b"\x53\xef"), (510, b"\x55\xaa"), (512, b"EFI PART")] {
+            disk.write_at(at, magic).unwrap();
+            let _ = probe(&disk).unwrap();
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Where leaves meet, each pair in one file.
+
+pub(crate) mod block;
+pub(crate) mod builder;

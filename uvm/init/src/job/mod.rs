@@ -1,0 +1,19 @@
+//! Jobs: planned, journaled, carried out, verified.
+
+mod engine;
+mod error;
+mod inspect;
+mod journal;
+mod layout;
+mod plan;
+mod progress;
+mod provision;
+mod request;
+mod sanitize;
+
+pub(crate) use engine::{Engine, Options, Submitted};
+pub(crate) use error::{CancelledMarker, JobError};
+pub(crate) use inspect::observe;
+pub(crate) use journal::now;
+pub(crate) use plan::hex;
+pub(crate) use progress::Progress;
