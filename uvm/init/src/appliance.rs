@@ -98,12 +98,8 @@ fn start_console(
     if config.console == ConsoleMode::Off {
         return;
     }
-    let console = Console {
-        config: Arc::clone(config),
-        engine: Arc::clone(engine),
-        node: Arc::clone(node),
-        power,
-    };
+    let console =
+        Console { config: Arc::clone(config), engine: Arc::clone(engine), node: Arc::clone(node), power };
     let spawned = std::thread::Builder::new().name("console".to_owned()).spawn(move || console.run());
     if let Err(error) = spawned {
         crate::log::warn(&format!("no console: {error}"));

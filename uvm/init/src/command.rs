@@ -80,7 +80,9 @@ fn block_size(text: &str) -> Result<u32, String> {
 
 fn device(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {
-        Some((serial, path)) if !serial.is_empty() && !path.is_empty() => Ok((serial.to_owned(), path.into())),
+        Some((serial, path)) if !serial.is_empty() && !path.is_empty() => {
+            Ok((serial.to_owned(), path.into()))
+        }
         _ => Err("SERIAL=PATH is expected".to_owned()),
     }
 }
@@ -99,7 +101,11 @@ pub(crate) fn run() -> ExitCode {
     ExitCode::from(status)
 }
 
-fn engine(devices: Vec<(String, PathBuf)>, file_block_size: u32, journal_dir: Option<PathBuf>) -> Arc<Engine> {
+fn engine(
+    devices: Vec<(String, PathBuf)>,
+    file_block_size: u32,
+    journal_dir: Option<PathBuf>,
+) -> Arc<Engine> {
     let inventory = CommandLineInventory { devices, file_block_size };
     Engine::new(Arc::new(inventory), Options { image: ClientOptions::default(), journal_dir })
 }
@@ -252,7 +258,13 @@ fn word<T: serde::Serialize>(value: &T) -> String {
 }
 
 fn print_plan(plan: &Plan) {
-    println!("{} on {} ({} MiB, blocks of {})", plan.kind, plan.device, plan.size_bytes >> 20, plan.logical_block_size);
+    println!(
+        "{} on {} ({} MiB, blocks of {})",
+        plan.kind,
+        plan.device,
+        plan.size_bytes >> 20,
+        plan.logical_block_size
+    );
     println!("job id     {}", plan.job_id);
     println!("plan hash  {}", plan.plan_hash);
     if !plan.destroys.is_empty() {

@@ -97,8 +97,9 @@ pub(crate) fn load() -> Result<Config, String> {
         return parse(&bytes).map_err(|error| format!("fw_cfg {FW_CFG_ITEM}: {error}"));
     }
     let line = uvm_sys::kernel_command_line().map_err(|error| format!("the kernel command line: {error}"))?;
-    from_command_line(&line)
-        .unwrap_or_else(|| Err(format!("neither fw_cfg {FW_CFG_ITEM} nor {PARAMETER} on the kernel command line")))
+    from_command_line(&line).unwrap_or_else(|| {
+        Err(format!("neither fw_cfg {FW_CFG_ITEM} nor {PARAMETER} on the kernel command line"))
+    })
 }
 
 fn from_command_line(line: &str) -> Option<Result<Config, String>> {
@@ -143,9 +144,11 @@ mod tests {
 
     #[test]
     fn a_document_is_read_from_the_command_line_in_either_base64() {
-        let json = br#"{"node":"n1","console":"full","api":{"certificate":"c","private_key":"k","client_ca":"a"}}"#;
+        let json =
+            br#"{"node":"n1","console":"full","api":{"certificate":"c","private_key":"k","client_ca":"a"}}"#;
         for text in [STANDARD.encode(json), URL_SAFE_NO_PAD.encode(json)] {
-            let config = from_command_line(&format!("quiet uvm.config={text} console=ttyS0")).unwrap().unwrap();
+            let config =
+                from_command_line(&format!("quiet uvm.config={text} console=ttyS0")).unwrap().unwrap();
             assert_eq!((config.node.as_str(), config.console), ("n1", ConsoleMode::Full));
             assert_eq!(config.api.unwrap().listen.port(), 8443);
             assert!(config.network.ethernets["all"].dhcp4);

@@ -151,7 +151,8 @@ impl Console {
 
     fn identity(&self) -> String {
         let node = self.node.describe();
-        let mut text = format!("node        {}\npublic key  {} (X25519, this boot)", node.name, node.public_key);
+        let mut text =
+            format!("node        {}\npublic key  {} (X25519, this boot)", node.name, node.public_key);
         let api = self.config.api.as_ref();
         match api.and_then(|api| crate::http::certificate_fingerprint(&api.certificate)) {
             Some(fingerprint) => {

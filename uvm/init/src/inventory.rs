@@ -56,14 +56,19 @@ pub(crate) fn open(device: &Attached, mode: OpenMode) -> Result<KernelBlock, Job
         ));
     }
     let opened = KernelBlock::open(&device.node, mode).map_err(|error| {
-        let code = match error.io_kind() {
-            io::ErrorKind::ResourceBusy | io::ErrorKind::WouldBlock => ErrorCode::DeviceBusy,
-            io::ErrorKind::NotFound => ErrorCode::DeviceGone,
+        let code = match error.kind() {
+            uvm_sys::ErrorKind::Busy => ErrorCode::DeviceBusy,
+            uvm_sys::ErrorKind::NotFound => ErrorCode::DeviceGone,
             _ => ErrorCode::Io,
         };
         JobError { code, ..JobError::from_source(&error) }
     })?;
-    Ok(opened.with_logical_block_size(device.logical_block_size))
+    with_block_size(opened, device.logical_block_size).map_err(|error| JobError::from_source(&error))
+}
+
+/// A file has the block size it is given; a device has its own.
+fn with_block_size(block: KernelBlock, bytes: u32) -> Result<KernelBlock, uvm_sys::Error> {
+    if block.is_block_device() { Ok(block) } else { block.with_logical_block_size(bytes) }
 }
 
 /// The block devices of the running kernel.
@@ -98,10 +103,13 @@ impl Inventory for CommandLineInventory {
         self.devices
             .iter()
             .map(|(serial, path)| {
-                let opened = KernelBlock::open(path, OpenMode::ReadOnly).map_err(|error| {
-                    io::Error::new(error.io_kind(), format!("{}: {error}", path.display()))
-                })?;
-                let opened = opened.with_logical_block_size(self.file_block_size);
+                let opened = KernelBlock::open(path, OpenMode::ReadOnly)
+                    .and_then(|block| with_block_size(block, self.file_block_size))
+                    .map_err(|error| {
+                        let context = error.to_string();
+                        let source = error.into_io();
+                        io::Error::new(source.kind(), format!("{context}: {source}"))
+                    })?;
                 Ok(Attached {
                     serial: serial.clone(),
                     node: path.clone(),

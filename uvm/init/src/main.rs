@@ -16,9 +16,5 @@ mod node;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    if std::process::id() == 1 {
-        appliance::run()
-    } else {
-        command::run()
-    }
+    if std::process::id() == 1 { appliance::run() } else { command::run() }
 }

@@ -41,9 +41,10 @@ fn find<'c>(network: &'c NetworkSpec, interface: &Interface) -> Option<(&'c Stri
     network.ethernets.iter().find(|(id, ethernet)| match &ethernet.match_ {
         None => interface.name == **id,
         Some(wanted) => {
-            let mac = wanted.macaddress.as_deref().is_none_or(|mac| {
-                interface.mac.is_some_and(|own| mac.eq_ignore_ascii_case(&mac_text(own)))
-            });
+            let mac = wanted
+                .macaddress
+                .as_deref()
+                .is_none_or(|mac| interface.mac.is_some_and(|own| mac.eq_ignore_ascii_case(&mac_text(own))));
             mac && wanted.name.as_deref().is_none_or(|name| match name.strip_suffix('*') {
                 Some(prefix) => interface.name.starts_with(prefix),
                 None => interface.name == name,

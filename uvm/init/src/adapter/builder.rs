@@ -50,10 +50,7 @@ fn attributes_to_disk(attributes: Attributes) -> DiskAttributes {
         mode: u16::try_from(attributes.mode & 0o7777).unwrap_or_default(),
         uid: attributes.uid,
         gid: attributes.gid,
-        mtime: DiskTimestamp {
-            seconds: attributes.mtime.seconds,
-            nanoseconds: attributes.mtime.nanoseconds,
-        },
+        mtime: DiskTimestamp { seconds: attributes.mtime.seconds, nanoseconds: attributes.mtime.nanoseconds },
     }
 }
 
@@ -62,10 +59,7 @@ fn attributes_from_disk(attributes: DiskAttributes) -> Attributes {
         mode: u32::from(attributes.mode),
         uid: attributes.uid,
         gid: attributes.gid,
-        mtime: Timestamp {
-            seconds: attributes.mtime.seconds,
-            nanoseconds: attributes.mtime.nanoseconds,
-        },
+        mtime: Timestamp { seconds: attributes.mtime.seconds, nanoseconds: attributes.mtime.nanoseconds },
     }
 }
 
@@ -91,6 +85,12 @@ impl BuilderTree {
             }
         }
         Ok(tree)
+    }
+
+    /// The contents of a file, from its beginning.
+    pub(crate) fn reader(&self, path: &GuestPath) -> Result<impl Read + '_> {
+        let (builder, ino, _) = self.file(path)?;
+        Ok(FileReader { builder, ino, offset: 0 })
     }
 
     /// The file systems, when nothing more is to be changed.
@@ -130,7 +130,12 @@ impl BuilderTree {
                         format!("{path} leads through a symbolic link"),
                     ));
                 }
-                _ => return Err(Error::new(ErrorKind::WrongType, format!("a parent of {path} is no directory"))),
+                _ => {
+                    return Err(Error::new(
+                        ErrorKind::WrongType,
+                        format!("a parent of {path} is no directory"),
+                    ));
+                }
             }
         }
         Ok(Some(Place { mount, dir, name: Some(last.to_vec()) }))
@@ -143,8 +148,9 @@ impl BuilderTree {
     /// A place for an entry, not the root of a file system.
     fn named(&self, path: &GuestPath) -> Result<(usize, Ino, Vec<u8>)> {
         let Place { mount, dir, name } = self.place(path)?;
-        let name = name
-            .ok_or_else(|| Error::new(ErrorKind::WrongType, format!("{path} is the root of a file system")))?;
+        let name = name.ok_or_else(|| {
+            Error::new(ErrorKind::WrongType, format!("{path} is the root of a file system"))
+        })?;
         Ok((mount, dir, name))
     }
 
@@ -183,6 +189,20 @@ impl BuilderTree {
             Kind::File { size } => Ok((builder, ino, size)),
             _ => Err(Error::new(ErrorKind::WrongType, format!("{path} is no regular file"))),
         }
+    }
+}
+
+struct FileReader<'b> {
+    builder: &'b Ext4Builder,
+    ino: Ino,
+    offset: u64,
+}
+
+impl Read for FileReader<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let got = self.builder.read_at(self.ino, self.offset, buf).map_err(std::io::Error::other)?;
+        self.offset += got as u64;
+        Ok(got)
     }
 }
 
@@ -266,10 +286,7 @@ impl GuestTree for BuilderTree {
     fn create_dir(&mut self, path: &GuestPath, attributes: Attributes) -> Result<()> {
         let (mount, dir, name) = self.named(path)?;
         let builder = &mut self.mounted[mount].builder;
-        builder
-            .create_dir(dir, &name, attributes_to_disk(attributes))
-            .map(|_| ())
-            .map_err(from_disk(path))
+        builder.create_dir(dir, &name, attributes_to_disk(attributes)).map(|_| ()).map_err(from_disk(path))
     }
 
     fn symlink(&mut self, path: &GuestPath, target: &[u8], attributes: Attributes) -> Result<()> {
@@ -329,10 +346,7 @@ impl GuestTree for BuilderTree {
             let context = format!("renaming {from} to {to} crosses file systems");
             return Err(Error::new(ErrorKind::Unsupported, context));
         }
-        self.mounted[to_mount]
-            .builder
-            .rename(from_dir, &from_name, to_dir, &to_name)
-            .map_err(from_disk(from))
+        self.mounted[to_mount].builder.rename(from_dir, &from_name, to_dir, &to_name).map_err(from_disk(from))
     }
 
     fn set_attributes(&mut self, path: &GuestPath, attributes: Attributes) -> Result<()> {

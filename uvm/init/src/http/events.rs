@@ -35,10 +35,8 @@ pub(crate) fn stream(
                 cursor.after = event.sequence;
                 cursor.ended = event.body.is_last();
                 let data = serde_json::to_string(&event).unwrap_or_default();
-                let message = sse::Event::default()
-                    .id(event.sequence.to_string())
-                    .event(event.body.name())
-                    .data(data);
+                let message =
+                    sse::Event::default().id(event.sequence.to_string()).event(event.body.name()).data(data);
                 return Some((Ok(message), cursor));
             }
             if cursor.ended {

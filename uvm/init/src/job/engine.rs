@@ -173,8 +173,9 @@ impl Engine {
             let contents = inspect::observe(&attached);
             plan::plan(spec, id, &Observed { attached, contents })
         });
-        made.map_err(|error| {
-            Problem { instance: None, ..error.into_problem(&serial, Some("plan"), Some(DiskState::Untouched)) }
+        made.map_err(|error| Problem {
+            instance: None,
+            ..error.into_problem(&serial, Some("plan"), Some(DiskState::Untouched))
         })
     }
 
@@ -211,11 +212,13 @@ impl Engine {
         }
         if let Some(holder) = jobs.held.get(serial) {
             let detail = format!("device {serial:?} is held by job {holder:?}; wait for it or cancel it");
-            let error = JobError { holder: Some(holder.clone()), ..JobError::new(ErrorCode::DeviceBusy, detail) };
+            let error =
+                JobError { holder: Some(holder.clone()), ..JobError::new(ErrorCode::DeviceBusy, detail) };
             return Err(error.into_problem(serial, None, None));
         }
         if jobs.held.len() >= MAX_RUNNING {
-            let detail = format!("{MAX_RUNNING} jobs are running, which is the most; send the job again later");
+            let detail =
+                format!("{MAX_RUNNING} jobs are running, which is the most; send the job again later");
             return Err(Problem::new(ErrorCode::Overloaded, detail));
         }
         jobs.held.insert(serial.clone(), id.to_owned());
@@ -254,7 +257,8 @@ impl Engine {
         let engine = Arc::clone(self);
         let running = Arc::clone(&entry);
         self.remember(&entry);
-        let spawned = std::thread::Builder::new().name(format!("job-{id}")).spawn(move || engine.run(&running));
+        let spawned =
+            std::thread::Builder::new().name(format!("job-{id}")).spawn(move || engine.run(&running));
         if let Err(error) = spawned {
             let mut jobs = lock(&self.jobs);
             jobs.by_id.remove(id);

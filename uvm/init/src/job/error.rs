@@ -27,7 +27,7 @@ impl JobError {
     pub(crate) fn from_source(error: &(dyn StdError + 'static)) -> Self {
         let mut job = Self::new(ErrorCode::Internal, error.to_string());
         for cause in chain(error) {
-            if let Some(code) = classify(cause) {
+            if let Some(code) = classify(cause, job.code) {
                 job.code = code;
             }
             if let Some(disk) = cause.downcast_ref::<uvm_disk::Error>() {
@@ -131,7 +131,8 @@ fn chain<'a>(error: &'a (dyn StdError + 'static)) -> Vec<&'a (dyn StdError + 'st
     chain
 }
 
-fn classify(error: &(dyn StdError + 'static)) -> Option<ErrorCode> {
+/// The code of one cause; `outer` is what the causes around it said.
+fn classify(error: &(dyn StdError + 'static), outer: ErrorCode) -> Option<ErrorCode> {
     if error.is::<CancelledMarker>() {
         return Some(ErrorCode::Cancelled);
     }
@@ -139,16 +140,17 @@ fn classify(error: &(dyn StdError + 'static)) -> Option<ErrorCode> {
         return Some(image_code(error.kind()));
     }
     if let Some(error) = error.downcast_ref::<uvm_disk::Error>() {
-        return disk_code(error.kind());
+        return disk_code(error.kind(), outer);
     }
     error.downcast_ref::<uvm_guest::Error>().and_then(|error| guest_code(error.kind()))
 }
 
 fn image_code(kind: ImageErrorKind) -> ErrorCode {
     match kind {
-        ImageErrorKind::Unreachable | ImageErrorKind::Unauthorized | ImageErrorKind::ServerError => {
-            ErrorCode::ImageUnreachable
-        }
+        ImageErrorKind::Unreachable
+        | ImageErrorKind::Untrusted
+        | ImageErrorKind::Unauthorized
+        | ImageErrorKind::ServerError => ErrorCode::ImageUnreachable,
         ImageErrorKind::NotFound => ErrorCode::ImageNotFound,
         ImageErrorKind::Truncated => ErrorCode::ImageTruncated,
         ImageErrorKind::DigestMismatch | ImageErrorKind::SizeMismatch => ErrorCode::DigestMismatch,
@@ -159,19 +161,38 @@ fn image_code(kind: ImageErrorKind) -> ErrorCode {
     }
 }
 
-fn disk_code(kind: uvm_disk::ErrorKind) -> Option<ErrorCode> {
+fn disk_code(kind: uvm_disk::ErrorKind, outer: ErrorCode) -> Option<ErrorCode> {
     use uvm_disk::ErrorKind as Kind;
-    Some(match kind {
-        Kind::Io => ErrorCode::Io,
-        Kind::NoSpace => ErrorCode::NoSpace,
-        Kind::VerificationFailed => ErrorCode::VerificationFailed,
-        Kind::Invalid | Kind::Unsupported => ErrorCode::InvalidRequest,
-        Kind::Corrupt => ErrorCode::Io,
-        Kind::NotFound | Kind::Exists | Kind::Source => return None,
-    })
+    match kind {
+        Kind::Io => Some(ErrorCode::Io),
+        Kind::NoSpace => Some(ErrorCode::NoSpace),
+        Kind::VerificationFailed => Some(ErrorCode::VerificationFailed),
+        // Where an image asked for it, the layer above has said so already.
+        Kind::Invalid | Kind::Unsupported if outer == ErrorCode::Internal => Some(ErrorCode::InvalidRequest),
+        Kind::Corrupt if outer == ErrorCode::Internal => Some(ErrorCode::Io),
+        _ => None,
+    }
 }
 
 fn guest_code(kind: uvm_guest::ErrorKind) -> Option<ErrorCode> {
-    let _ = kind;
-    None
+    use uvm_guest::ErrorKind as Kind;
+    match kind {
+        Kind::UnsafePath => Some(ErrorCode::UnsafePath),
+        Kind::NoSpace => Some(ErrorCode::NoSpace),
+        Kind::Cancelled => Some(ErrorCode::Cancelled),
+        Kind::Truncated
+        | Kind::Corrupt
+        | Kind::Unsupported
+        | Kind::Duplicate
+        | Kind::TooLarge
+        | Kind::Invalid => Some(ErrorCode::ImageInvalid),
+        Kind::MissingPackage
+        | Kind::SymlinkInPath
+        | Kind::SymlinkLoop
+        | Kind::NotFound
+        | Kind::Exists
+        | Kind::WrongType
+        | Kind::NotEmpty => Some(ErrorCode::GuestUnsuitable),
+        Kind::Io | Kind::Source => None,
+    }
 }

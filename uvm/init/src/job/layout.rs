@@ -107,10 +107,9 @@ pub(crate) fn lay_out(
     }
     table.partitions = placed.iter().map(|placed| placed.partition.clone()).collect();
     table.partitions.sort_by_key(|partition| partition.number);
-    table.validate(geometry).map_err(|error| JobError {
-        code: ErrorCode::InvalidRequest,
-        ..JobError::from_source(&error)
-    })?;
+    table
+        .validate(geometry)
+        .map_err(|error| JobError { code: ErrorCode::InvalidRequest, ..JobError::from_source(&error) })?;
     Ok((table, placed))
 }
 
@@ -137,7 +136,9 @@ fn sizes_mib(
         match spec.size_mib.unwrap_or(0) {
             0 => {
                 if rest.replace(index).is_some() {
-                    return Err(invalid("two partitions have no size_mib; only one can take the rest".into()));
+                    return Err(invalid(
+                        "two partitions have no size_mib; only one can take the rest".into(),
+                    ));
                 }
                 fixed = fixed.saturating_add(minimum);
             }

@@ -11,9 +11,8 @@ mod provision;
 mod request;
 mod sanitize;
 
-pub(crate) use engine::{Engine, Options, Submitted};
+pub(crate) use engine::{Engine, Options};
 pub(crate) use error::{CancelledMarker, JobError};
-pub(crate) use inspect::observe;
 pub(crate) use journal::now;
 pub(crate) use plan::hex;
 pub(crate) use progress::Progress;

@@ -119,10 +119,7 @@ fn check_expectations(spec: &JobSpec, observed: &Observed) -> Result<(), JobErro
     if let Some(size) = expected.size_bytes.filter(|size| *size != attached.size_bytes) {
         return Err(JobError::new(
             ErrorCode::DeviceChanged,
-            format!(
-                "device {:?} has {} bytes, the job expects {size}",
-                attached.serial, attached.size_bytes
-            ),
+            format!("device {:?} has {} bytes, the job expects {size}", attached.serial, attached.size_bytes),
         ));
     }
     if spec.writes() && attached.read_only {
@@ -134,7 +131,8 @@ fn check_expectations(spec: &JobSpec, observed: &Observed) -> Result<(), JobErro
     let contents = &observed.contents;
     if expected.must_be_blank {
         if !contents.notes.is_empty() {
-            let detail = format!("device {:?} must be blank but {}", attached.serial, contents.notes.join("; "));
+            let detail =
+                format!("device {:?} must be blank but {}", attached.serial, contents.notes.join("; "));
             return Err(JobError::new(ErrorCode::DeviceChanged, detail));
         }
         if contents.table.is_some() || contents.filesystem.is_some() {
@@ -164,8 +162,7 @@ fn destroyed(observed: &Observed) -> Vec<Extent> {
         (None, Some(_)) => describe(&contents.filesystem),
         (None, None) => "no partition table and no file system".to_owned(),
     };
-    let mut extents =
-        vec![Extent { starting_lba: 0, ending_lba: blocks.saturating_sub(1), contents: whole }];
+    let mut extents = vec![Extent { starting_lba: 0, ending_lba: blocks.saturating_sub(1), contents: whole }];
     extents.extend(contents.table.iter().flat_map(|table| &table.partitions).map(|partition| Extent {
         starting_lba: partition.starting_lba,
         ending_lba: partition.ending_lba,

@@ -73,10 +73,9 @@ pub(crate) fn guest_request(
         network: Some(network),
         ..Customization::default()
     };
-    customization.validate().map_err(|error| JobError {
-        code: ErrorCode::InvalidRequest,
-        ..JobError::from_source(&error)
-    })?;
+    customization
+        .validate()
+        .map_err(|error| JobError { code: ErrorCode::InvalidRequest, ..JobError::from_source(&error) })?;
     let root = placed.iter().find(|placed| placed.path.as_deref() == Some("/"));
     let root_uuid = root.map(Placed::uuid_text).ok_or_else(|| invalid("there is no root partition"))?;
     let boot = boot_options(&spec.boot, root_uuid, machine_id)?;
@@ -85,7 +84,8 @@ pub(crate) fn guest_request(
 
 fn boot_options(spec: &BootSpec, root_uuid: String, machine_id: [u8; 16]) -> Result<BootOptions, JobError> {
     let words = spec.consoles.iter().chain(&spec.kernel_arguments);
-    if let Some(bad) = words.clone().find(|word| word.is_empty() || !word.bytes().all(|b| b.is_ascii_graphic()))
+    if let Some(bad) =
+        words.clone().find(|word| word.is_empty() || !word.bytes().all(|b| b.is_ascii_graphic()))
     {
         return Err(invalid(format!("boot: {bad:?} is not one word of the kernel command line")));
     }
@@ -139,12 +139,8 @@ fn fstab(placed: &[Placed]) -> Vec<FstabEntry> {
 }
 
 fn dhcp_everywhere() -> Network {
-    let ethernet = Ethernet {
-        id: "all".to_owned(),
-        name: Some("e*".to_owned()),
-        dhcp4: true,
-        ..Ethernet::default()
-    };
+    let ethernet =
+        Ethernet { id: "all".to_owned(), name: Some("e*".to_owned()), dhcp4: true, ..Ethernet::default() };
     Network { ethernets: vec![ethernet] }
 }
 

@@ -1,0 +1,271 @@
+//! `provision`: from an empty allocation to a bootable machine, the partition table last.
+
+use std::io::Read;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use uuid::Uuid;
+use uvm_api::{ErrorCode, FileSystemFormat, JobResult};
+use uvm_disk::ext4::{Ext4Builder, Ext4Options};
+use uvm_disk::fat::{FatBuilder, FatOptions};
+use uvm_disk::{Device, Recorder, Slice, gpt, swap};
+use uvm_guest::boot::{self, BootFiles, Source};
+use uvm_guest::customize::{Customization, CustomizationReport, Identity, customize};
+use uvm_guest::{Attributes, GuestPath, Timestamp, layer};
+
+use super::JobError;
+use super::engine::Context;
+use super::layout::{Placed, derive};
+use super::plan::{Provision, hex};
+use crate::adapter::builder::{BuilderTree, Mounted};
+use crate::image::{Client, Image};
+
+/// Page size of the machines we make; a swap area is counted in it.
+const PAGE_SIZE: u32 = 4096;
+const EXT4_BLOCK: u32 = 4096;
+/// One inode for this many bytes, as mke2fs does.
+const INODE_RATIO: u32 = 16384;
+const RESERVED_PERCENT: u8 = 5;
+
+/// Carries it out.
+pub(super) fn execute(context: &Context<'_>, work: &Provision) -> Result<JobResult, JobError> {
+    let clock = now()?;
+    let (client, image) = context.step("image", || fetch_image(context, work))?;
+    let target = context.open_target()?;
+    context.step("clear", || Ok(gpt::wipe_tables(&*target)?))?;
+    let recorder = Arc::new(Recorder::new(Arc::clone(&target)));
+    let disk: Device = Arc::clone(&recorder) as Device;
+
+    let (mut tree, entries) = context.step("layers", || {
+        context.check_identity()?;
+        let mut tree = format_trees(work, &disk, clock)?;
+        let entries = apply_layers(context, work, &client, &image, &mut tree)?;
+        Ok((tree, entries))
+    })?;
+    let (report, files) = context.step("customize", || {
+        let report = customize(&mut tree, &customization(work, clock))?;
+        boot::configure_kernel_install(&mut tree, &work.guest.boot, timestamp(clock))?;
+        Ok((report, boot::plan_boot(&tree, &work.guest.boot)?))
+    })?;
+    for note in &report.notes {
+        context.progress.note(note.clone());
+    }
+    context.step("boot", || {
+        context.check_identity()?;
+        write_fat(work, &disk, &tree, &files, clock)
+    })?;
+    context.step("metadata", || {
+        context.check_identity()?;
+        for builder in tree.into_builders() {
+            builder.finish()?;
+        }
+        write_swap(work, &disk)
+    })?;
+    let verified_bytes = context.step("verify", || Ok(recorder.verify(&mut |_| Ok(()))?))?;
+    context.step("commit", || {
+        context.check_identity()?;
+        Ok(gpt::write(&*target, &work.table)?)
+    })?;
+    context.progress.set_complete();
+    Ok(result(work, &image, &report, &files, entries, verified_bytes))
+}
+
+fn result(
+    work: &Provision,
+    image: &Image,
+    report: &CustomizationReport,
+    files: &BootFiles,
+    entries: u64,
+    verified_bytes: u64,
+) -> JobResult {
+    JobResult::Provision {
+        manifest_digest: image.manifest_digest.to_string(),
+        root_uuid: work.guest.boot.root_uuid.clone(),
+        machine_id: hex(&work.guest.machine_id),
+        ssh_host_key: report.ssh_host_key.clone(),
+        kernels: vec![files.default_version.clone()],
+        entries,
+        verified_bytes,
+    }
+}
+
+fn now() -> Result<u64, JobError> {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map(|since| since.as_secs())
+        .map_err(|_| JobError::new(ErrorCode::Internal, "the clock of this node is before 1970; set it"))
+}
+
+fn timestamp(clock: u64) -> Timestamp {
+    Timestamp { seconds: i64::try_from(clock).unwrap_or(i64::MAX), nanoseconds: 0 }
+}
+
+fn fetch_image(context: &Context<'_>, work: &Provision) -> Result<(Client, Image), JobError> {
+    let mut options = context.options.image.clone();
+    options.cancel = context.progress.cancel_flag();
+    let client = Client::new(options)?;
+    let image = client.resolve(&work.image)?;
+    context.progress.note(format!(
+        "manifest {}: {} layers, {} bytes compressed",
+        image.manifest_digest,
+        image.layers.len(),
+        image.total_size
+    ));
+    let room: u64 = placed(work, FileSystemFormat::Ext4).map(|placed| placed.size).sum();
+    if image.total_size > room {
+        return Err(JobError::new(
+            ErrorCode::NoSpace,
+            format!(
+                "the image has {} bytes compressed, its file systems have {room} in all",
+                image.total_size
+            ),
+        ));
+    }
+    Ok((client, image))
+}
+
+fn placed(work: &Provision, format: FileSystemFormat) -> impl Iterator<Item = &Placed> {
+    work.placed.iter().filter(move |placed| placed.format == format)
+}
+
+fn slice(disk: &Device, placed: &Placed) -> Result<Device, JobError> {
+    Slice::new(Arc::clone(disk), placed.offset, placed.size)
+        .map(|slice| Arc::new(slice) as Device)
+        .ok_or_else(|| JobError::new(ErrorCode::DeviceChanged, "a partition is beyond the end of the device"))
+}
+
+/// Every ext4 with a mount point becomes a part of the tree; one without is formatted empty at once.
+fn format_trees(work: &Provision, disk: &Device, clock: u64) -> Result<BuilderTree, JobError> {
+    let mut mounted = Vec::new();
+    for placed in placed(work, FileSystemFormat::Ext4) {
+        let builder = Ext4Builder::new(
+            slice(disk, placed)?,
+            Ext4Options {
+                block_size: EXT4_BLOCK,
+                label: placed.label.clone(),
+                uuid: *placed.uuid.as_bytes(),
+                hash_seed: *derive(&placed.uuid.to_string(), "hash-seed").as_bytes(),
+                timestamp: clock,
+                inode_ratio: INODE_RATIO,
+                reserved_percent: RESERVED_PERCENT,
+                journal: true,
+            },
+        )?;
+        match &placed.path {
+            Some(path) => mounted.push(Mounted { at: GuestPath::absolute(path)?, builder }),
+            None => {
+                builder.finish()?;
+            }
+        }
+    }
+    Ok(BuilderTree::new(mounted, Attributes::root(0o755, timestamp(clock)))?)
+}
+
+fn apply_layers(
+    context: &Context<'_>,
+    work: &Provision,
+    client: &Client,
+    image: &Image,
+    tree: &mut BuilderTree,
+) -> Result<u64, JobError> {
+    let room: u64 = placed(work, FileSystemFormat::Ext4).map(|placed| placed.size).sum();
+    let limits = layer::Limits { entry_bytes: room, total_bytes: room, ..layer::Limits::default() };
+    let mut entries = 0;
+    for (index, described) in image.layers.iter().enumerate() {
+        // Contents, and for every 512 bytes of them at most as much again of headers.
+        let mut reader = client.open_layer(&work.image, described, room.saturating_mul(2))?;
+        let applied = layer::apply(&mut reader as &mut dyn Read, tree, &limits, &mut |_| {
+            if context.progress.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        let summary = match applied {
+            Ok(summary) => summary,
+            Err(error) => return Err(JobError::from_source(&error)),
+        };
+        reader.finish()?;
+        entries += summary.entries;
+        context.progress.note(format!(
+            "layer {} of {}: {} entries, {} bytes",
+            index + 1,
+            image.layers.len(),
+            summary.entries,
+            summary.bytes
+        ));
+    }
+    Ok(entries)
+}
+
+fn customization(work: &Provision, clock: u64) -> Customization {
+    Customization {
+        timestamp: timestamp(clock),
+        identity: Some(Identity { machine_id: work.guest.machine_id, ssh_host_key_seed: rand::random() }),
+        ..work.guest.customization.clone()
+    }
+}
+
+/// The EFI system partition with what boots the guest, and every other FAT empty.
+fn write_fat(
+    work: &Provision,
+    disk: &Device,
+    tree: &BuilderTree,
+    files: &BootFiles,
+    clock: u64,
+) -> Result<(), JobError> {
+    for placed in placed(work, FileSystemFormat::Vfat) {
+        let block = u64::from(disk.geometry().logical_block_size);
+        let hidden = u32::try_from(placed.offset / block).unwrap_or(0);
+        let mut builder = FatBuilder::new(
+            slice(disk, placed)?,
+            FatOptions {
+                label: placed.label.clone(),
+                volume_id: placed.volume_id(),
+                hidden_sectors: hidden,
+                timestamp: clock,
+                ..FatOptions::default()
+            },
+        )?;
+        if placed.path.is_some() {
+            copy_boot_files(&mut builder, tree, files, clock)?;
+        }
+        builder.finish()?;
+    }
+    Ok(())
+}
+
+fn copy_boot_files(
+    builder: &mut FatBuilder,
+    tree: &BuilderTree,
+    files: &BootFiles,
+    clock: u64,
+) -> Result<(), JobError> {
+    let mut made = std::collections::BTreeSet::new();
+    for file in &files.files {
+        for (index, _) in file.esp_path.match_indices('/') {
+            let dir = &file.esp_path[..index];
+            if made.insert(dir.to_owned()) {
+                builder.create_dir(dir)?;
+            }
+        }
+        let size = u32::try_from(file.size).map_err(|_| {
+            JobError::new(ErrorCode::GuestUnsuitable, format!("{} has 4 GiB or more", file.esp_path))
+        })?;
+        match &file.source {
+            Source::Bytes(bytes) => {
+                builder.create_file(&file.esp_path, size, &mut bytes.as_slice(), clock)?
+            }
+            Source::Guest(path) => {
+                let mut reader = tree.reader(path)?;
+                builder.create_file(&file.esp_path, size, &mut reader, clock)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn write_swap(work: &Provision, disk: &Device) -> Result<(), JobError> {
+    for placed in placed(work, FileSystemFormat::Swap) {
+        let uuid: Uuid = placed.uuid;
+        swap::write_swap_header(&*slice(disk, placed)?, uuid, &placed.label, PAGE_SIZE)?;
+    }
+    Ok(())
+}
