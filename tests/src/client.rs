@@ -124,7 +124,8 @@ impl Client {
         let response = request.content_type("application/json").send(&text[..]).map_err(transport)?;
         let status = response.status().as_u16();
         let bytes = accepted(response)?;
-        let value = if bytes.is_empty() { Ok(serde_json::Value::Null) } else { serde_json::from_slice(&bytes) };
+        let value =
+            if bytes.is_empty() { Ok(serde_json::Value::Null) } else { serde_json::from_slice(&bytes) };
         Ok((status, value.map_err(transport)?))
     }
 

@@ -108,8 +108,7 @@ impl Disk {
     /// The same with a new sparse file of `size` bytes; what was there is gone.
     pub fn create(path: impl Into<PathBuf>, serial: &str, size: u64) -> Result<Self> {
         let disk = Self::new(path, serial);
-        let file =
-            fs::File::create(&disk.path).with_context(|| format!("making {}", disk.path.display()))?;
+        let file = fs::File::create(&disk.path).with_context(|| format!("making {}", disk.path.display()))?;
         file.set_len(size).with_context(|| format!("sizing {}", disk.path.display()))?;
         Ok(disk)
     }

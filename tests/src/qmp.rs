@@ -27,7 +27,8 @@ pub struct Qmp {
 impl Qmp {
     /// Connects to the socket at `path`.
     pub fn connect(path: &Path) -> Result<Self> {
-        let stream = UnixStream::connect(path).with_context(|| format!("connecting to {}", path.display()))?;
+        let stream =
+            UnixStream::connect(path).with_context(|| format!("connecting to {}", path.display()))?;
         stream.set_read_timeout(Some(POLL))?;
         let mut qmp = Self { reader: BufReader::new(stream), line: Vec::new(), events: VecDeque::new() };
         let deadline = Instant::now() + PATIENCE;

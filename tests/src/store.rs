@@ -66,7 +66,9 @@ impl Store {
             ended: AtomicBool::new(false),
         });
         let serving = Arc::clone(&shared);
-        std::thread::Builder::new().name("image-store".to_owned()).spawn(move || accept(&listener, &serving))?;
+        std::thread::Builder::new()
+            .name("image-store".to_owned())
+            .spawn(move || accept(&listener, &serving))?;
         Ok(Self { shared, address })
     }
 

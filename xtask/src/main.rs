@@ -6,10 +6,12 @@
 mod appliance;
 mod cache;
 mod cpio;
+mod demo;
 mod deps;
 mod image;
 mod kernel;
 mod oci;
+mod test;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,6 +28,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Turns a blank disk into a machine, boots it and logs in; everything that is missing is built first
+    Demo,
+    /// Runs everything a change must pass
+    Test {
+        /// Includes the tests that are ignored by default
+        #[arg(long)]
+        all: bool,
+    },
     /// Builds the appliance's kernel and initramfs into target/appliance
     Appliance {
         /// Adds a fragment of kernel-config/optional to the kernel; may be given more than once
@@ -41,6 +51,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Demo => demo::run(),
+        Command::Test { all } => test::run(all),
         Command::Appliance { with } if with.is_empty() => appliance::build().map(drop),
         Command::Appliance { with } => appliance::build_with(&with).map(drop),
         Command::Image { recipe } => image::build(&recipe).map(drop),

@@ -66,7 +66,7 @@ pub struct FileSystemSpec {
     /// UUID (ext4, swap); derived from the job's id where it is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
-    /// Where the guest mounts it: `/` for exactly one ext4, `/boot/efi` or `/efi` for exactly one vfat.
+    /// Where the guest mounts it: `/` for exactly one ext4, `/boot/efi`, `/efi` or `/boot` for exactly one vfat.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
 }
@@ -138,7 +138,7 @@ pub struct UserSpec {
     /// Full name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gecos: Option<String>,
-    /// Supplementary groups that exist in the image.
+    /// Supplementary groups; those the image lacks are created.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
     /// A sudoers rule, as `ALL=(ALL) NOPASSWD:ALL`.

@@ -1,24 +1,27 @@
 //! The appliance's log: a ring of recent lines that the console shows, and standard error or the kernel's log.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
+const WARNING: &str = "warning";
 /// Lines kept.
 const MAX_LINES: usize = 500;
 
 static LINES: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
-static SINK: OnceLock<fn(&str)> = OnceLock::new();
+static SINK: Mutex<Option<fn(&str)>> = Mutex::new(None);
 
-/// Sends lines to `sink` from now on instead of to standard error.
+/// Sends lines to `sink` from now on. Before, only warnings are shown, on standard error.
 pub(crate) fn set_sink(sink: fn(&str)) {
-    let _ = SINK.set(sink);
+    *SINK.lock().unwrap_or_else(PoisonError::into_inner) = Some(sink);
 }
 
 fn add(level: &str, message: &str) {
     let line = format!("{} {level} {message}", crate::job::now());
-    match SINK.get() {
+    let sink = *SINK.lock().unwrap_or_else(PoisonError::into_inner);
+    match sink {
         Some(sink) => sink(&format!("uvm: {message}")),
-        None => eprintln!("uvm: {message}"),
+        None if level == WARNING => eprintln!("uvm: {message}"),
+        None => {}
     }
     let mut lines = LINES.lock().unwrap_or_else(PoisonError::into_inner);
     if lines.len() == MAX_LINES {
@@ -34,7 +37,7 @@ pub(crate) fn info(message: &str) {
 
 /// Something that should not have happened.
 pub(crate) fn warn(message: &str) {
-    add("warning", message);
+    add(WARNING, message);
 }
 
 /// The last `count` lines.

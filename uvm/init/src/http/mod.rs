@@ -28,6 +28,6 @@ pub(crate) struct Api {
     pub(crate) power: Arc<dyn Fn(PowerAction) + Send + Sync>,
 }
 
-/// The subject of the client certificate of a connection; `None` where the client showed none.
+/// SHA-256 fingerprint of the client certificate of a connection; `None` where the client showed none.
 #[derive(Debug, Clone)]
 pub(crate) struct Peer(pub(crate) Option<String>);

@@ -227,15 +227,15 @@ impl Engine {
 
     fn start(self: &Arc<Self>, id: &str, spec: &JobSpec, plan: Plan) -> Result<Arc<Entry>, Problem> {
         let serial = plan.device.serial.clone();
-        if let Some(agreed) = spec.plan_hash() {
-            if agreed != plan.wire.plan_hash {
-                let detail = format!(
-                    "the job agreed to plan {agreed}, the plan is {} now; ask for it with dry_run=true",
-                    plan.wire.plan_hash
-                );
-                let error = JobError::new(ErrorCode::PlanChanged, detail);
-                return Err(error.into_problem(&serial, Some("plan"), Some(DiskState::Untouched)));
-            }
+        if let Some(agreed) = spec.plan_hash()
+            && agreed != plan.wire.plan_hash
+        {
+            let detail = format!(
+                "the job agreed to plan {agreed}, the plan is {} now; ask for it with dry_run=true",
+                plan.wire.plan_hash
+            );
+            let error = JobError::new(ErrorCode::PlanChanged, detail);
+            return Err(error.into_problem(&serial, Some("plan"), Some(DiskState::Untouched)));
         }
         let sink = self.journal_file(id)?;
         let journal = Arc::new(Journal::new(sink));
@@ -324,11 +324,11 @@ impl Engine {
             let causes = std::iter::once(error.detail).chain(error.causes).collect();
             return JobError { causes, ..JobError::new(ErrorCode::Cancelled, "the job was cancelled") };
         }
-        if matches!(error.code, ErrorCode::Io | ErrorCode::VerificationFailed) {
-            if let Err(gone) = context.check_identity() {
-                let causes = std::iter::once(error.detail).chain(error.causes).collect();
-                return JobError { causes, offset: error.offset, ..gone };
-            }
+        if matches!(error.code, ErrorCode::Io | ErrorCode::VerificationFailed)
+            && let Err(gone) = context.check_identity()
+        {
+            let causes = std::iter::once(error.detail).chain(error.causes).collect();
+            return JobError { causes, offset: error.offset, ..gone };
         }
         error
     }
@@ -348,7 +348,7 @@ impl Engine {
                 let mut problem =
                     error.into_problem(&entry.plan.device.serial, step.or(Some("start")), Some(disk_state));
                 problem.instance = Some(format!("/v1/jobs/{}", entry.id));
-                crate::log::warn(&format!("job {}: {}: {}", entry.id, problem.title, problem.detail));
+                crate::log::info(&format!("job {}: {}: {}", entry.id, problem.title, problem.detail));
                 let boxed = Box::new(problem.clone());
                 let (state, event) = if cancelled {
                     (JobState::Cancelled, EventBody::Cancelled { problem: boxed })

@@ -40,23 +40,23 @@ impl Journal {
     /// Adds an event.
     pub(crate) fn record(&self, body: EventBody) {
         let mut state = self.lock();
-        if matches!(body, EventBody::Progress { .. }) {
-            if matches!(state.events.last(), Some(Event { body: EventBody::Progress { .. }, .. })) {
-                state.events.pop();
-            }
+        if matches!(body, EventBody::Progress { .. })
+            && matches!(state.events.last(), Some(Event { body: EventBody::Progress { .. }, .. }))
+        {
+            state.events.pop();
         }
         let event = Event { sequence: state.next, time: now(), body };
         state.next += 1;
-        if !matches!(event.body, EventBody::Progress { .. }) {
-            if let Some(sink) = &mut state.sink {
-                let written = serde_json::to_string(&event)
-                    .map_err(std::io::Error::other)
-                    .and_then(|line| writeln!(sink, "{line}"))
-                    .and_then(|()| sink.sync_data());
-                if let Err(error) = written {
-                    crate::log::warn(&format!("the journal file cannot be written: {error}"));
-                    state.sink = None;
-                }
+        if !matches!(event.body, EventBody::Progress { .. })
+            && let Some(sink) = &mut state.sink
+        {
+            let written = serde_json::to_string(&event)
+                .map_err(std::io::Error::other)
+                .and_then(|line| writeln!(sink, "{line}"))
+                .and_then(|()| sink.sync_data());
+            if let Err(error) = written {
+                crate::log::warn(&format!("the journal file cannot be written: {error}"));
+                state.sink = None;
             }
         }
         state.events.push(event);

@@ -332,7 +332,8 @@ mod tests {
     #[test]
     fn bad_layouts_are_refused() {
         let good = default_partitions();
-        let cases: Vec<(&str, Box<dyn Fn(&mut Vec<PartitionSpec>)>)> = vec![
+        type Spoil = Box<dyn Fn(&mut Vec<PartitionSpec>)>;
+        let cases: Vec<(&str, Spoil)> = vec![
             ("two partitions have no size", Box::new(|p| p[1].size_mib = None)),
             ("exactly one ext4", Box::new(|p| p[2].filesystem.path = Some("/srv".into()))),
             ("exactly one vfat", Box::new(|p| p[0].filesystem.path = None)),

@@ -12,7 +12,7 @@ use uvm_disk::gpt::PartitionTable;
 
 use super::JobError;
 use super::layout::{self, Placed, format_name};
-use super::progress::Counts;
+use super::progress::{COMMIT, Counts};
 use super::request;
 use crate::image::ImageReference;
 use crate::inventory::Attached;
@@ -184,10 +184,17 @@ fn sanitize_steps(spec: &SanitizeSpec, device: &Attached) -> Vec<StepPlan> {
         OverwritePattern::Random => "a random keystream",
         OverwritePattern::Zero => "zeroes",
     };
-    let bytes = Some(device.size_bytes);
+    let size = device.size_bytes;
+    // The first and the last MiB are zeroed before the rest, so that no table survives an interruption.
+    let written = size.saturating_add(size.min(2 << 20));
     vec![
-        step("overwrite", format!("Overwrite every addressable byte with {what}"), Counts::Writes, bytes),
-        step("verify", "Read every byte back and compare", Counts::Reads, bytes),
+        step(
+            "overwrite",
+            format!("Overwrite every addressable byte with {what}"),
+            Counts::Writes,
+            Some(written),
+        ),
+        step("verify", "Read every byte back and compare", Counts::Reads, Some(size)),
     ]
 }
 
@@ -230,7 +237,7 @@ fn provision_steps(work: &Provision, spec: &ProvisionSpec) -> Vec<StepPlan> {
         step("metadata", "Write the ext4 metadata and the swap header", writes, None),
         step("verify", "Flush, read everything back and compare", Counts::Reads, None),
         step(
-            "commit",
+            COMMIT,
             format!("Write the GPT with {} partitions, backup first; read it back", work.placed.len()),
             writes,
             None,

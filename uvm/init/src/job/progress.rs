@@ -10,6 +10,8 @@ use super::journal::Journal;
 use super::plan::StepPlan;
 use super::{CancelledMarker, JobError};
 
+/// The step after which the disk is complete.
+pub(crate) const COMMIT: &str = "commit";
 /// Time between two progress events.
 const REPORT_EVERY: Duration = Duration::from_millis(250);
 
@@ -34,6 +36,7 @@ struct Running {
 pub(crate) struct Progress {
     journal: Arc<Journal>,
     cancel: Arc<AtomicBool>,
+    committing: AtomicBool,
     touched: AtomicBool,
     complete: AtomicBool,
     read: AtomicU64,
@@ -47,6 +50,7 @@ impl Progress {
         Self {
             journal,
             cancel: Arc::new(AtomicBool::new(false)),
+            committing: AtomicBool::new(false),
             touched: AtomicBool::new(false),
             complete: AtomicBool::new(false),
             read: AtomicU64::new(0),
@@ -65,7 +69,12 @@ impl Progress {
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
-        self.cancel.load(Ordering::Relaxed)
+        self.cancel.load(Ordering::Relaxed) && !self.committing.load(Ordering::Acquire)
+    }
+
+    /// From here on a cancellation comes too late: a table is written whole or not at all.
+    fn begin_commit(&self) {
+        self.committing.store(true, Ordering::Release);
     }
 
     /// The first write is about to happen.
@@ -174,6 +183,9 @@ impl Progress {
     ) -> Result<T, JobError> {
         if self.is_cancelled() {
             return Err(JobError::from_source(&CancelledMarker));
+        }
+        if step.name == COMMIT {
+            self.begin_commit();
         }
         self.read.store(0, Ordering::Relaxed);
         self.written.store(0, Ordering::Relaxed);

@@ -11,13 +11,14 @@ use uvm_disk::ext4::{Ext4Builder, Ext4Options};
 use uvm_disk::fat::{FatBuilder, FatOptions};
 use uvm_disk::{Device, Recorder, Slice, gpt, swap};
 use uvm_guest::boot::{self, BootFiles, Source};
-use uvm_guest::customize::{Customization, CustomizationReport, Identity, customize};
+use uvm_guest::customize::{Customization, Identity, customize};
 use uvm_guest::{Attributes, GuestPath, Timestamp, layer};
 
 use super::JobError;
 use super::engine::Context;
 use super::layout::{Placed, derive};
 use super::plan::{Provision, hex};
+use super::progress::COMMIT;
 use crate::adapter::builder::{BuilderTree, Mounted};
 use crate::image::{Client, Image};
 
@@ -43,10 +44,11 @@ pub(super) fn execute(context: &Context<'_>, work: &Provision) -> Result<JobResu
         let entries = apply_layers(context, work, &client, &image, &mut tree)?;
         Ok((tree, entries))
     })?;
-    let (report, files) = context.step("customize", || {
+    let (report, files, kernels) = context.step("customize", || {
         let report = customize(&mut tree, &customization(work, clock))?;
         boot::configure_kernel_install(&mut tree, &work.guest.boot, timestamp(clock))?;
-        Ok((report, boot::plan_boot(&tree, &work.guest.boot)?))
+        let kernels = boot::find_kernels(&tree)?.into_iter().map(|kernel| kernel.version).collect();
+        Ok((report, boot::plan_boot(&tree, &work.guest.boot)?, kernels))
     })?;
     for note in &report.notes {
         context.progress.note(note.clone());
@@ -63,31 +65,27 @@ pub(super) fn execute(context: &Context<'_>, work: &Provision) -> Result<JobResu
         write_swap(work, &disk)
     })?;
     let verified_bytes = context.step("verify", || Ok(recorder.verify(&mut |_| Ok(()))?))?;
-    context.step("commit", || {
+    context.step(COMMIT, || {
         context.check_identity()?;
-        Ok(gpt::write(&*target, &work.table)?)
+        gpt::write(&*target, &work.table).map_err(|error| {
+            let mut error = JobError::from_source(&error);
+            // Half a table may be enough for a firmware: take it away again.
+            if let Err(also) = gpt::wipe_tables(&*target) {
+                error.causes.push(format!("and the table could not be removed again: {also}"));
+            }
+            error
+        })
     })?;
     context.progress.set_complete();
-    Ok(result(work, &image, &report, &files, entries, verified_bytes))
-}
-
-fn result(
-    work: &Provision,
-    image: &Image,
-    report: &CustomizationReport,
-    files: &BootFiles,
-    entries: u64,
-    verified_bytes: u64,
-) -> JobResult {
-    JobResult::Provision {
+    Ok(JobResult::Provision {
         manifest_digest: image.manifest_digest.to_string(),
         root_uuid: work.guest.boot.root_uuid.clone(),
         machine_id: hex(&work.guest.machine_id),
-        ssh_host_key: report.ssh_host_key.clone(),
-        kernels: vec![files.default_version.clone()],
+        ssh_host_key: report.ssh_host_key,
+        kernels,
         entries,
         verified_bytes,
-    }
+    })
 }
 
 fn now() -> Result<u64, JobError> {
