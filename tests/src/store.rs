@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -35,8 +35,6 @@ pub enum Fault {
     FlipAt(u64),
     /// Nothing more comes from this offset on, and the connection stays open while the fault is set.
     StallAt(u64),
-    /// At most so many bytes in a second.
-    BytesPerSecond(u64),
 }
 
 struct Shared {
@@ -85,6 +83,11 @@ impl Store {
     /// Lets the answers for paths that hold `part` go wrong.
     pub fn set_fault(&self, part: &str, fault: Fault) {
         self.shared.faults().insert(part.to_owned(), fault);
+    }
+
+    /// How many answers went wrong since the faults were last cleared.
+    pub fn fired(&self) -> usize {
+        self.shared.fired.load(Ordering::Relaxed)
     }
 
     /// Ends all faults, and tells how many answers went wrong since the last call.
@@ -282,7 +285,6 @@ fn send_body(
 ) -> io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
     let mut at = range.start;
-    let begun = Instant::now();
     while at < range.end {
         let stop = match fault {
             Some(Fault::CloseAt(offset) | Fault::StallAt(offset)) if at >= offset => offset,
@@ -305,16 +307,11 @@ fn send_body(
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        match fault {
-            Some(Fault::FlipAt(offset)) if (at..at + count as u64).contains(&offset) => {
-                shared.fire();
-                buffer[usize::try_from(offset - at).unwrap_or_default()] ^= 1;
-            }
-            Some(Fault::BytesPerSecond(rate)) => {
-                let due = Duration::from_millis((at - range.start) * 1000 / rate.max(1));
-                std::thread::sleep(due.saturating_sub(begun.elapsed()));
-            }
-            _ => {}
+        if let Some(Fault::FlipAt(offset)) = fault
+            && (at..at + count as u64).contains(&offset)
+        {
+            shared.fire();
+            buffer[usize::try_from(offset - at).unwrap_or_default()] ^= 1;
         }
         stream.write_all(&buffer[..count])?;
         at += count as u64;

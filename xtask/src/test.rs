@@ -10,7 +10,7 @@ use crate::deps::{self, Need};
 use crate::{appliance, demo, image};
 
 /// The judges: foreign tools that say whether what we write is right.
-const NEEDS: [Need; 28] = [
+const NEEDS: [Need; 24] = [
     need("sgdisk", "gdisk", "judge partition tables"),
     need("sfdisk", "fdisk", "judge partition tables"),
     need("fsck.fat", "dosfstools", "judge FAT"),
@@ -20,9 +20,9 @@ const NEEDS: [Need; 28] = [
     need("mkfs.xfs", "xfsprogs", "make file systems to recognize"),
     need("mkfs.btrfs", "btrfs-progs", "make file systems to recognize"),
     need("blkid", "util-linux", "judge labels and UUIDs"),
+    need("swaplabel", "util-linux", "judge swap areas"),
     need("setpriv", "util-linux", "run commands without root's rights"),
     need("losetup", "mount", "let the kernel judge file systems"),
-    need("qemu-img", "qemu-utils", "judge disk images"),
     need("file", "file", "judge what files are"),
     need("setfattr", "attr", "make and judge extended attributes"),
     need("getfacl", "acl", "make and judge access lists"),
@@ -33,12 +33,8 @@ const NEEDS: [Need; 28] = [
     need("docker-registry", "docker-registry", "serve OCI images"),
     need("cpio", "cpio", "judge the initramfs"),
     need("pwck", "passwd", "judge a guest's users"),
-    need("visudo", "sudo", "judge a guest's sudoers"),
     need("ssh-keygen", "openssh-client", "judge SSH keys"),
-    need("openssl", "openssl", "judge certificates"),
-    need("git", "git", "list the files of the repository"),
     need("cc", "gcc", "link Rust programs"),
-    need("ip", "iproute2", "judge network configuration"),
 ];
 
 const fn need(probe: &'static str, package: &'static str, why: &'static str) -> Need {

@@ -123,7 +123,8 @@ pub struct Layout {
 
 impl Layout {
     pub fn new(layers: &[(Vec<u8>, Stored)]) -> Self {
-        let stored: Vec<_> = layers.iter().map(|(tar, how)| (sha256(tar), compress(tar, *how), *how)).collect();
+        let stored: Vec<_> =
+            layers.iter().map(|(tar, how)| (sha256(tar), compress(tar, *how), *how)).collect();
         Self::of_stored(&stored)
     }
 

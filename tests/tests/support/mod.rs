@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 pub mod image;
+pub mod judge;
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, PermissionsExt};

@@ -218,7 +218,7 @@ fn table_of_devices(devices: &[Device]) -> String {
             }
             (_, _, Some(found)) => found.format.clone(),
             _ if !device.notes.is_empty() => device.notes.join("; "),
-            _ => "nothing known".to_owned(),
+            _ => "no partition table, no file system".to_owned(),
         };
         let serial = if device.serial.is_empty() { "(none)" } else { &device.serial };
         let _ = writeln!(
