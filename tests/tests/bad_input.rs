@@ -115,6 +115,25 @@ fn digests_that_do_not_match() {
 }
 
 #[test]
+fn people_are_told_what_state_the_disk_is_in() {
+    let layout = Layout::with_entries(&[entry("../escape", b'0', "", b"x")]);
+    let disk = small_disk();
+    let job = small("w1", &layout.url(), &layout.manifest);
+    let (before, missing) = (disk.digest(), small("w2", &layout.url(), &layout.config));
+    for (job, status, state) in [(missing, 2, "untouched"), (job, 3, "partial-unbootable")] {
+        let mut command = apply_command(&job, &disk);
+        let arguments: Vec<_> = command.get_args().filter(|word| *word != "--json").map(Into::into).collect();
+        command = std::process::Command::new(uvm());
+        let output = command.args::<Vec<std::ffi::OsString>, _>(arguments).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{said}");
+        assert!(said.contains(&format!("disk_state: {state}\n")), "{said}");
+        assert!(said.contains("retry: ") && said.contains("step: "), "{said}");
+        assert_eq!(disk.digest() == before, status == 2);
+    }
+}
+
+#[test]
 fn a_layer_that_is_not_what_its_configuration_says() {
     let tar = archive(&guest(5000, ""));
     let layout =
@@ -271,13 +290,13 @@ fn a_power_cut_leaves_nothing_that_boots() {
     let table = disk.read(0, MIB);
     assert!(!disk.has_no_table());
 
-    store.set_fault("blobs", Fault::BytesPerSecond(4 << 20));
-    for after_ms in [0, 100, 700, 1500] {
+    let layer = layout.layers[0].strip_prefix("sha256:").unwrap();
+    for (stall_at, after_ms) in [(0, 0), (1 << 20, 100), (8 << 20, 500), (24 << 20, 1000)] {
+        store.set_fault(layer, Fault::StallAt(stall_at));
         killed_at(&job, &disk, "layers", after_ms);
-        assert!(disk.has_no_table(), "killed {after_ms} ms into the layers");
+        assert!(disk.has_no_table(), "killed with {stall_at} bytes of the layer there");
+        assert!(after_ms == 0 || store.clear_faults() > 0);
     }
-    // Had the store not been slow, the last of these machines would have been whole.
-    store.clear_faults();
     // These steps are quick: where the kill came too late, the machine is whole.
     let mut cut = 0;
     for step in ["customize", "boot", "metadata", "verify"] {

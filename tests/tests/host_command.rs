@@ -232,6 +232,16 @@ fn a_machine_of_a_rich_image_on_both_block_sizes() {
         assert_eq!(of("srv/file").mode, 0o104751);
         assert_eq!(of("srv/file").first_link, "srv/dir/hard-2");
         assert!(of("srv/sparse").size == 40 << 20 && of("srv/sparse").allocated < 1 << 20);
+        // That the image's tars had these is what makes the comparison worth its name.
+        let xattr = |path: &str, name: &str| of(path).xattrs.iter().any(|line| line.starts_with(name));
+        assert!(xattr("srv/file", "user.note=0x") && xattr("srv/dir", "user.dir=0x"));
+        assert!(xattr("srv/random", "security.capability=0x"));
+        assert!(of("srv/empty").xattrs.iter().any(|line| line.len() > 2000));
+        assert_eq!((of("srv/char").mode, of("srv/fifo").mode), (0o20644, 0o10620));
+        assert!(of("srv/block").mtime == (4_102_444_800, 250_000_000) && of("srv/fifo").mtime.0 < 0);
+        assert_eq!(of("srv/file").mtime.1, 123_456_789);
+        assert_eq!(of("srv/long-link").target.as_ref().unwrap().len(), 300);
+        assert!(tree.contains_key("srv/bytes\\377\\376") && of("srv/random-2").links == 2);
         assert!(tree.get("var/lib/gone").is_none() && tree.get("opt/opaque/low").is_none());
         assert!(tree.get(&format!("boot/vmlinuz-{KERNEL}")).is_some());
     }
@@ -425,4 +435,17 @@ fn an_image_from_a_real_registry() {
     judge_disk(&disk, &plan(&job, &disk).1);
     job["image"]["source"]["registry"]["repository"] = json!("team/other");
     apply(&job, &disk).failed(ErrorCode::ImageNotFound, DiskState::Untouched, "image");
+}
+
+#[test]
+fn a_reader_that_goes_away_does_not_end_the_job() {
+    use std::io::{BufRead, BufReader};
+    let disk = Disk::new(64 << 20, 512);
+    let job = json!({"kind": "sanitize", "id": "unread", "device": {"serial": SERIAL}});
+    let mut child = apply_command(&job, &disk).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.contains("planned"), "{line}");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(disk.read(0, 512).iter().any(|byte| *byte != 0), "the overwrite went on to its end");
 }

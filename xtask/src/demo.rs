@@ -300,7 +300,8 @@ impl Progress {
                 println!("{clear}  {step:<10} done: {bytes:>8.1} MiB in {seconds:>7.2} s, {rate:>7.1} MiB/s");
             }
             EventBody::Succeeded { disk_state, .. } => {
-                println!("{clear}job done, the disk is {disk_state:?}")
+                let state = format!("{disk_state:?}").to_lowercase();
+                println!("{clear}job done, the disk is {state}")
             }
             EventBody::Failed { problem } | EventBody::Cancelled { problem } => {
                 println!("{clear}job ended: {}: {}", problem.title, problem.detail);

@@ -18,7 +18,7 @@ use crate::node::NodeFacts;
 
 /// Runs the appliance.
 pub(crate) fn run() -> ! {
-    crate::log::set_sink(|line| eprintln!("{line}"));
+    crate::log::set_sink(|line| say_aside!("{line}"));
     let mounted = uvm_sys::mount_api_filesystems();
     let console = uvm_sys::attach_console(Path::new("/dev/console"));
     for error in [mounted.err(), console.err()].into_iter().flatten() {

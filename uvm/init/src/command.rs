@@ -94,7 +94,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Apply { job, journal } => apply(&job, journal),
         Command::Inspect { path, json, logical_block_size } => inspect(&path, json, logical_block_size),
         Command::Openapi => {
-            println!("{}", crate::http::document());
+            say!("{}", crate::http::document());
             DONE
         }
     };
@@ -163,7 +163,7 @@ fn apply(arguments: &JobArguments, journal: Option<PathBuf>) -> u8 {
 /// Prints an event; the exit status where it was the last.
 fn show(event: &Event, json: bool) -> Option<u8> {
     if json {
-        println!("{}", serde_json::to_string(event).unwrap_or_default());
+        say!("{}", serde_json::to_string(event).unwrap_or_default());
     }
     let status = match &event.body {
         EventBody::Succeeded { .. } => Some(DONE),
@@ -177,25 +177,22 @@ fn show(event: &Event, json: bool) -> Option<u8> {
     }
     let mib = |bytes: u64| bytes >> 20;
     match &event.body {
-        EventBody::StepStarted { step, index, steps, .. } => println!("[{index}/{steps}] {step}"),
+        EventBody::StepStarted { step, index, steps, .. } => say!("[{index}/{steps}] {step}"),
         EventBody::Progress { bytes_done, bytes_total, bytes_per_second, .. } => match bytes_total {
-            Some(total) => println!(
-                "      {} of {} MiB, {} MiB/s",
-                mib(*bytes_done),
-                mib(*total),
-                mib(*bytes_per_second)
-            ),
-            None => println!("      {} MiB, {} MiB/s", mib(*bytes_done), mib(*bytes_per_second)),
+            Some(total) => {
+                say!("      {} of {} MiB, {} MiB/s", mib(*bytes_done), mib(*total), mib(*bytes_per_second))
+            }
+            None => say!("      {} MiB, {} MiB/s", mib(*bytes_done), mib(*bytes_per_second)),
         },
-        EventBody::Note { message, .. } => println!("      {message}"),
+        EventBody::Note { message, .. } => say!("      {message}"),
         EventBody::StepDone { bytes, duration_ms, .. } => {
-            println!("      done: {} MiB in {}.{:03} s", mib(*bytes), duration_ms / 1000, duration_ms % 1000);
+            say!("      done: {} MiB in {}.{:03} s", mib(*bytes), duration_ms / 1000, duration_ms % 1000);
         }
         EventBody::Succeeded { result, .. } => {
-            println!("{}", serde_json::to_string_pretty(result).unwrap_or_default());
+            say!("{}", serde_json::to_string_pretty(result).unwrap_or_default());
         }
         EventBody::Failed { problem } | EventBody::Cancelled { problem } => print_problem(problem),
-        EventBody::Planned { plan_hash, .. } => println!("plan {plan_hash}"),
+        EventBody::Planned { plan_hash, .. } => say!("plan {plan_hash}"),
         EventBody::Unknown => {}
     }
     status
@@ -217,13 +214,13 @@ fn inspect(path: &Path, json: bool, logical_block_size: u32) -> u8 {
 }
 
 fn print_json<T: serde::Serialize>(value: &T) -> u8 {
-    println!("{}", serde_json::to_string_pretty(value).unwrap_or_default());
+    say!("{}", serde_json::to_string_pretty(value).unwrap_or_default());
     DONE
 }
 
 fn complain(problem: &Problem, json: bool, status: u8) -> u8 {
     if json {
-        println!("{}", serde_json::to_string(problem).unwrap_or_default());
+        say!("{}", serde_json::to_string(problem).unwrap_or_default());
     } else {
         print_problem(problem);
     }
@@ -231,21 +228,21 @@ fn complain(problem: &Problem, json: bool, status: u8) -> u8 {
 }
 
 fn print_problem(problem: &Problem) {
-    eprintln!("uvm: {}: {}", problem.title, problem.detail);
+    say_aside!("uvm: {}: {}", problem.title, problem.detail);
     for cause in &problem.causes {
-        eprintln!("  because: {cause}");
+        say_aside!("  because: {cause}");
     }
     if let Some(step) = &problem.step {
-        eprintln!("  step: {step}");
+        say_aside!("  step: {step}");
     }
     if let Some(offset) = problem.offset {
-        eprintln!("  offset: byte {offset}");
+        say_aside!("  offset: byte {offset}");
     }
     if let Some(state) = problem.disk_state {
-        eprintln!("  disk_state: {}", word(&state));
+        say_aside!("  disk_state: {}", word(&state));
     }
     if let Some(retry) = problem.retry {
-        eprintln!("  retry: {}", word(&retry));
+        say_aside!("  retry: {}", word(&retry));
     }
 }
 
@@ -258,26 +255,26 @@ fn word<T: serde::Serialize>(value: &T) -> String {
 }
 
 fn print_plan(plan: &Plan) {
-    println!(
+    say!(
         "{} on {} ({} MiB, blocks of {})",
         plan.kind,
         plan.device,
         plan.size_bytes >> 20,
         plan.logical_block_size
     );
-    println!("job id     {}", plan.job_id);
-    println!("plan hash  {}", plan.plan_hash);
+    say!("job id     {}", plan.job_id);
+    say!("plan hash  {}", plan.plan_hash);
     if !plan.destroys.is_empty() {
-        println!("\nwill be lost:");
+        say!("\nwill be lost:");
     }
     for extent in &plan.destroys {
-        println!("  LBA {:>12} to {:>12}  {}", extent.starting_lba, extent.ending_lba, extent.contents);
+        say!("  LBA {:>12} to {:>12}  {}", extent.starting_lba, extent.ending_lba, extent.contents);
     }
     if !plan.partitions.is_empty() {
-        println!("\npartitions:");
+        say!("\npartitions:");
     }
     for partition in &plan.partitions {
-        println!(
+        say!(
             "  {:>3}  LBA {:>12} to {:>12}  {:>8} MiB  {:<8} {:<5} {}",
             partition.number,
             partition.starting_lba,
@@ -288,16 +285,16 @@ fn print_plan(plan: &Plan) {
             partition.path.as_deref().unwrap_or("-"),
         );
     }
-    println!("\nsteps:");
+    say!("\nsteps:");
     for step in &plan.steps {
-        println!("  {:<10} {}", step.name, step.description);
+        say!("  {:<10} {}", step.name, step.description);
     }
 }
 
 fn print_device(device: &uvm_api::Device) {
-    println!("{}  {} MiB, blocks of {}", device.node, device.size_bytes >> 20, device.logical_block_size);
+    say!("{}  {} MiB, blocks of {}", device.node, device.size_bytes >> 20, device.logical_block_size);
     if let Some(system) = &device.os_release {
-        println!("  system      {system}");
+        say!("  system      {system}");
     }
     let describe = |found: &uvm_api::FileSystem| {
         let used = found.used_bytes.map_or(String::new(), |used| format!(", {} MiB used", used >> 20));
@@ -305,12 +302,12 @@ fn print_device(device: &uvm_api::Device) {
         format!("{}{label} {}{used}", found.format, found.uuid.as_deref().unwrap_or(""))
     };
     if let Some(found) = &device.filesystem {
-        println!("  filesystem  {}", describe(found));
+        say!("  filesystem  {}", describe(found));
     }
     if let Some(table) = &device.table {
-        println!("  table       {} {}", table.kind, table.disk_guid.as_deref().unwrap_or(""));
+        say!("  table       {} {}", table.kind, table.disk_guid.as_deref().unwrap_or(""));
         for partition in &table.partitions {
-            println!(
+            say!(
                 "  {:>3}  {:>8} MiB  {:<16} {}",
                 partition.number,
                 partition.size_bytes >> 20,
@@ -320,6 +317,6 @@ fn print_device(device: &uvm_api::Device) {
         }
     }
     for note in &device.notes {
-        println!("  note        {note}");
+        say!("  note        {note}");
     }
 }

@@ -64,7 +64,7 @@ impl Console {
     fn session(&self) -> Result<(), ReadlineError> {
         let settings = EditorConfig::builder().max_history_size(HISTORY)?.auto_add_history(true).build();
         let mut line: Line = Editor::with_history(settings, MemHistory::new())?;
-        println!("\r\nUtility VM {} on {}. Type help.", env!("CARGO_PKG_VERSION"), self.config.node);
+        say!("\r\nUtility VM {} on {}. Type help.", env!("CARGO_PKG_VERSION"), self.config.node);
         let prompt = match self.config.console {
             ConsoleMode::Full => format!("{}> ", self.config.node),
             _ => format!("{} (read-only)> ", self.config.node),
@@ -74,7 +74,7 @@ impl Console {
                 Ok(text) => {
                     let answer = self.answer(&text, &mut |question| line.readline(question).ok());
                     if !answer.is_empty() {
-                        println!("{}", answer.trim_end());
+                        say!("{}", answer.trim_end());
                     }
                 }
                 Err(ReadlineError::Interrupted) => {}
@@ -184,7 +184,7 @@ impl Console {
         let running: Vec<Job> =
             self.engine.jobs().into_iter().filter(|job| job.state == JobState::Running).collect();
         for job in &running {
-            println!("job {} ({}) is running on {} and would be cancelled", job.id, job.kind, job.device);
+            say!("job {} ({}) is running on {} and would be cancelled", job.id, job.kind, job.device);
             if !confirmed(&job.device, ask) {
                 return "that is not its serial; nothing was done".to_owned();
             }

@@ -20,7 +20,7 @@ fn add(level: &str, message: &str) {
     let sink = *SINK.lock().unwrap_or_else(PoisonError::into_inner);
     match sink {
         Some(sink) => sink(&format!("uvm: {message}")),
-        None if level == WARNING => eprintln!("uvm: {message}"),
+        None if level == WARNING => say_aside!("uvm: {message}"),
         None => {}
     }
     let mut lines = LINES.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,5 +1,21 @@
 //! The utility VM: PID 1 of the appliance, and a host command with the same engine.
 
+/// A line on standard output. Whoever reads it may have gone away; the work goes on.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout().lock(), $($text)*);
+    }};
+}
+
+/// As `say!`, on standard error.
+macro_rules! say_aside {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr().lock(), $($text)*);
+    }};
+}
+
 mod adapter;
 mod appliance;
 mod command;

@@ -471,3 +471,94 @@ impl Entry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use uvm_api::{DeviceRef, OverwritePattern, SanitizeSpec, Technique};
+
+    use super::*;
+    use crate::inventory::CommandLineInventory;
+
+    /// A real inventory that fails from its n-th question on.
+    struct Failing {
+        real: CommandLineInventory,
+        asked: AtomicUsize,
+        fails_from: usize,
+        fault: fn() -> std::io::Result<Vec<Attached>>,
+    }
+
+    impl Inventory for Failing {
+        fn attached(&self) -> std::io::Result<Vec<Attached>> {
+            if self.asked.fetch_add(1, Ordering::SeqCst) >= self.fails_from {
+                return (self.fault)();
+            }
+            self.real.attached()
+        }
+    }
+
+    fn sanitize(id: &str) -> JobSpec {
+        JobSpec::Sanitize(SanitizeSpec {
+            id: Some(id.to_owned()),
+            device: DeviceRef { serial: "disk".to_owned(), size_bytes: None, must_be_blank: false },
+            technique: Technique::Overwrite,
+            pattern: OverwritePattern::Zero,
+            plan_hash: None,
+        })
+    }
+
+    fn run_with(fault: fn() -> std::io::Result<Vec<Attached>>) -> (Job, usize, Arc<Engine>) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4 << 20).unwrap();
+        let real = CommandLineInventory {
+            devices: vec![("disk".to_owned(), file.path().to_owned())],
+            file_block_size: 512,
+        };
+        let inventory = Arc::new(Failing { real, asked: AtomicUsize::new(0), fails_from: 1, fault });
+        let options = Options { image: ClientOptions::default(), journal_dir: None };
+        let engine = Engine::new(Arc::clone(&inventory) as Arc<dyn Inventory>, options);
+        engine.submit(sanitize("j1")).unwrap();
+        let mut after = 0;
+        loop {
+            let events = engine.wait_events("j1", after, Duration::from_secs(10)).unwrap();
+            after = events.last().expect("the job ends within ten seconds").sequence;
+            if events.iter().any(|event| event.body.is_last()) {
+                break;
+            }
+        }
+        (engine.job("j1").unwrap(), inventory.asked.load(Ordering::SeqCst), engine)
+    }
+
+    #[test]
+    fn a_panic_in_a_job_is_its_failure_and_the_engine_goes_on() {
+        let (job, asked, engine) = run_with(|| panic!("planted"));
+        assert!(asked > 1, "the fault did not fire");
+        let problem = job.problem.unwrap();
+        assert_eq!((job.state, problem.code), (JobState::Failed, ErrorCode::Internal));
+        assert!(problem.detail.contains("planted"), "{}", problem.detail);
+        assert_eq!(problem.disk_state, Some(DiskState::Untouched));
+        assert_eq!(engine.running(), 0);
+        assert!(engine.shut_down(false).is_ok());
+    }
+
+    #[test]
+    fn a_device_that_went_away_before_the_first_write_leaves_the_disk_untouched() {
+        let (job, asked, _) = run_with(|| Ok(Vec::new()));
+        assert!(asked > 1, "the fault did not fire");
+        let problem = job.problem.unwrap();
+        assert_eq!(problem.code, ErrorCode::DeviceGone);
+        assert_eq!(problem.disk_state, Some(DiskState::Untouched));
+    }
+
+    #[test]
+    fn the_same_id_with_another_job_is_refused() {
+        let (_, _, engine) = run_with(|| Ok(Vec::new()));
+        assert!(!engine.submit(sanitize("j1")).unwrap().created);
+        let JobSpec::Sanitize(mut other) = sanitize("j1") else { unreachable!() };
+        other.pattern = OverwritePattern::Random;
+        let problem = engine.submit(JobSpec::Sanitize(other)).unwrap_err();
+        assert_eq!(problem.code, ErrorCode::JobConflict);
+        assert!(engine.submit(sanitize("../etc")).is_err());
+    }
+}

@@ -168,7 +168,8 @@ fn apply_layers(
     tree: &mut BuilderTree,
 ) -> Result<u64, JobError> {
     let room: u64 = placed(work, FileSystemFormat::Ext4).map(|placed| placed.size).sum();
-    let limits = layer::Limits { entry_bytes: room, total_bytes: room, ..layer::Limits::default() };
+    // The file system says when it is full; holes take no room in it.
+    let limits = layer::Limits::default();
     let mut entries = 0;
     for (index, described) in image.layers.iter().enumerate() {
         // Contents, and for every 512 bytes of them at most as much again of headers.
