@@ -225,7 +225,9 @@ fn sanitize_overwrites_everything(client: &Client, work: &Path) {
             })
             .collect();
         // Head and tail are zeroed before all else, so they are written twice.
-        let [("overwrite", SMALL..), ("verify", SMALL)] = done[..] else { panic!("{done:?}") };
+        let [("clear", 1..), ("overwrite", SMALL..), ("verify", SMALL)] = done[..] else {
+            panic!("{done:?}")
+        };
         let after = read(&path, 0, SMALL);
         if pattern == "zero" {
             assert!(is_zero(&after), "{serial}");

@@ -97,6 +97,9 @@ fn initramfs(binary: &[u8]) -> Result<Vec<u8>> {
     }
     // The kernel opens it for PID 1 before anything can be mounted.
     archive.character_device("dev/console", 0o600, DeviceNumber { major: 5, minor: 1 })?;
+    // Rust's runtime ends a program whose standard streams are closed, as they are where there is no console,
+    // unless it can open this.
+    archive.character_device("dev/null", 0o666, DeviceNumber { major: 1, minor: 3 })?;
     archive.file("init", 0o755, binary)?;
     Ok(archive.finish()?)
 }

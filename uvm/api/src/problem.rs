@@ -35,6 +35,8 @@ pub enum ErrorCode {
     PlanChanged,
     /// The image store cannot be reached or answered with an error.
     ImageUnreachable,
+    /// The image store refused us, or its certificate is not trusted.
+    ImageDenied,
     /// The image store has no such image or blob.
     ImageNotFound,
     /// The image store closed the connection before everything was there.

@@ -3,6 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::Error;
+
 /// Size and block sizes of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
@@ -68,21 +70,35 @@ impl Slice {
     }
 }
 
+impl Slice {
+    /// An error of the device below says where on the device it was.
+    fn located<T>(&self, offset: u64, result: io::Result<T>) -> io::Result<T> {
+        result.map_err(|error| {
+            let context = format!("partition at byte {}", self.offset);
+            io::Error::new(error.kind(), Error::io(context, self.offset.saturating_add(offset), error))
+        })
+    }
+}
+
 impl BlockDevice for Slice {
     fn geometry(&self) -> Geometry {
         Geometry { size: self.size, ..self.device.geometry() }
     }
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.device.read_at(self.translate(offset, buf.len() as u64)?, buf)
+        let at = self.translate(offset, buf.len() as u64)?;
+        self.located(offset, self.device.read_at(at, buf))
     }
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        self.device.write_at(self.translate(offset, buf.len() as u64)?, buf)
+        let at = self.translate(offset, buf.len() as u64)?;
+        self.located(offset, self.device.write_at(at, buf))
     }
     fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.device.write_zeroes(self.translate(offset, len)?, len)
+        let at = self.translate(offset, len)?;
+        self.located(offset, self.device.write_zeroes(at, len))
     }
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.device.discard(self.translate(offset, len)?, len)
+        let at = self.translate(offset, len)?;
+        self.located(offset, self.device.discard(at, len))
     }
     fn flush(&self) -> io::Result<()> {
         self.device.flush()

@@ -146,5 +146,6 @@ fn obey(engine: &Engine, requests: &Receiver<PowerAction>) -> ! {
             PowerAction::Reboot => uvm_sys::reboot(),
         };
         crate::log::warn(&format!("{action:?}: {error}"));
+        engine.resume();
     }
 }

@@ -35,6 +35,8 @@ const KEY_POWER: u16 = 116;
 const INPUT_EVENT_LEN: usize = size_of::<libc::input_event>();
 /// Input devices watched at most; a virtual machine has two or three.
 const BUTTONS_MAX: usize = 16;
+/// Time that everything dirty has to reach the disks before the machine ends.
+const SYNC_DEADLINE: Duration = Duration::from_secs(30);
 /// Children reaped in one go.
 const REAP_MAX: usize = 4096;
 
@@ -48,8 +50,20 @@ pub fn reboot() -> Error {
     end(RebootCommand::Restart, "rebooting")
 }
 
+/// A hung disk must not keep the machine from ending.
+fn sync_within(deadline: Duration) {
+    let (done, finished) = std::sync::mpsc::channel();
+    let spawned = std::thread::Builder::new().name("sync".to_owned()).spawn(move || {
+        rustix::fs::sync();
+        let _ = done.send(());
+    });
+    if spawned.is_ok() {
+        let _ = finished.recv_timeout(deadline);
+    }
+}
+
 fn end(command: RebootCommand, context: &str) -> Error {
-    rustix::fs::sync();
+    sync_within(SYNC_DEADLINE);
     match rustix::system::reboot(command) {
         Err(e) => Error::io(context, e),
         // A container's kernel may kill us a moment later; there is nothing left to do meanwhile.

@@ -159,11 +159,10 @@ pub fn wipe_tables(device: &dyn BlockDevice) -> Result<()> {
     let size = device.geometry().size;
     let len = ALIGNMENT.min(size);
     let zeroes = vec![0; len as usize];
-    // The backup goes first: a primary without its backup still tells what the disk was.
-    let offsets = [size - len, 0];
-    for offset in offsets {
-        write_bytes(device, offset, &zeroes, "wiping partition tables")?;
-    }
+    // Both are tried whatever the first says: half a table may be enough for a firmware.
+    let offsets = [0, size - len];
+    let wiped = offsets.map(|offset| write_bytes(device, offset, &zeroes, "wiping partition tables"));
+    wiped.into_iter().collect::<Result<()>>()?;
     flush(device, "flushing wiped partition tables")?;
     for offset in offsets {
         expect(device, offset, &zeroes, "reading back wiped partition tables")?;

@@ -31,7 +31,7 @@ pub struct FileSystem {
 fn text(bytes: &[u8], at: usize, len: usize) -> Option<String> {
     let field = bytes.get(at..at.checked_add(len)?)?;
     let field = field.split(|b| *b == 0).next()?;
-    let text = String::from_utf8_lossy(field).trim_end().to_owned();
+    let text = super::printable(String::from_utf8_lossy(field).trim_end());
     (!text.is_empty()).then_some(text)
 }
 

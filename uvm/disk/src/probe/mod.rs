@@ -121,7 +121,7 @@ pub fn probe(device: &dyn BlockDevice) -> Result<Probe> {
                 let Some((offset, size)) = p.extent(block) else { continue };
                 found.partitions.push(ProbedPartition {
                     number: p.number,
-                    name: Some(p.name),
+                    name: Some(printable(&p.name)),
                     kind: PartitionKind::Gpt(p.type_guid),
                     unique_guid: Some(p.unique_guid),
                     offset,
@@ -156,4 +156,9 @@ pub fn probe(device: &dyn BlockDevice) -> Result<Probe> {
         });
     }
     Ok(found)
+}
+
+/// Text from a disk without what a terminal would obey.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }

@@ -34,9 +34,8 @@ mod tests {
     fn the_checked_in_document_is_the_generated_one() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/openapi.json");
         let checked_in = std::fs::read_to_string(path).expect("docs/openapi.json is checked in");
-        assert_eq!(
-            checked_in.trim_end(),
-            super::document().trim_end(),
+        assert!(
+            checked_in.trim_end() == super::document().trim_end(),
             "the API changed: write docs/openapi.json anew with `uvm openapi`"
         );
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
@@ -67,9 +68,19 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-fn parse<T: DeserializeOwned>(body: &Bytes) -> Answer<T> {
-    serde_json::from_slice(body)
+fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Answer<T> {
+    let body = body.map_err(|error| refused(error.status(), error.body_text()))?;
+    serde_json::from_slice(&body)
         .map_err(|error| Refusal::new(ErrorCode::InvalidRequest, format!("the request body: {error}")))
+}
+
+/// What the framework refused, in our words.
+fn refused(status: StatusCode, detail: String) -> Refusal {
+    Refusal(Problem { status: status.as_u16(), ..Problem::new(ErrorCode::InvalidRequest, detail) })
+}
+
+fn id_of(path: Result<Path<String>, PathRejection>) -> Answer<String> {
+    path.map(|Path(id)| id).map_err(|error| refused(error.status(), error.body_text()))
 }
 
 /// Whether the API answers. The only call without a client certificate.
@@ -123,11 +134,11 @@ pub(crate) async fn submit(
     State(api): State<Api>,
     parameters: Result<Query<SubmitParameters>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
-    body: Bytes,
+    body: Result<Bytes, BytesRejection>,
 ) -> Answer<Response> {
     let Query(parameters) =
         parameters.map_err(|error| Refusal::new(ErrorCode::InvalidRequest, error.body_text()))?;
-    let mut spec: JobSpec = parse(&body)?;
+    let mut spec: JobSpec = parse(body)?;
     adopt_idempotency_key(&mut spec, &headers)?;
     if parameters.dry_run {
         let plan = blocking(move || api.engine.plan(spec)).await?;
@@ -163,8 +174,11 @@ fn adopt_idempotency_key(spec: &mut JobSpec, headers: &HeaderMap) -> Answer<()> 
 #[utoipa::path(get, path = "/v1/jobs/{id}", params(("id" = String, Path)),
     responses((status = 200, body = Job),
         (status = 404, body = Problem, content_type = "application/problem+json")))]
-pub(crate) async fn job(State(api): State<Api>, Path(id): Path<String>) -> Answer<Json<Job>> {
-    Ok(Json(api.engine.job(&id)?))
+pub(crate) async fn job(
+    State(api): State<Api>,
+    id: Result<Path<String>, PathRejection>,
+) -> Answer<Json<Job>> {
+    Ok(Json(api.engine.job(&id_of(id)?)?))
 }
 
 /// Parameters of `GET /v1/jobs/{id}/events`.
@@ -183,10 +197,11 @@ pub(crate) struct EventParameters {
         (status = 404, body = Problem, content_type = "application/problem+json")))]
 pub(crate) async fn job_events(
     State(api): State<Api>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
     parameters: Result<Query<EventParameters>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
 ) -> Answer<Response> {
+    let id = id_of(id)?;
     let Query(parameters) =
         parameters.map_err(|error| Refusal::new(ErrorCode::InvalidRequest, error.body_text()))?;
     let last = match headers.get("last-event-id") {
@@ -206,9 +221,9 @@ pub(crate) async fn job_events(
         (status = 404, body = Problem, content_type = "application/problem+json")))]
 pub(crate) async fn cancel(
     State(api): State<Api>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Answer<(StatusCode, Json<Job>)> {
-    Ok((StatusCode::ACCEPTED, Json(api.engine.cancel(&id)?)))
+    Ok((StatusCode::ACCEPTED, Json(api.engine.cancel(&id_of(id)?)?)))
 }
 
 /// Powers the node off or reboots it.
@@ -216,10 +231,16 @@ pub(crate) async fn cancel(
     responses((status = 202, description = "It will happen now"),
         (status = 409, body = Problem, content_type = "application/problem+json",
             description = "Jobs are running")))]
-pub(crate) async fn power(State(api): State<Api>, body: Bytes) -> Answer<StatusCode> {
-    let request: PowerRequest = parse(&body)?;
+pub(crate) async fn power(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> Answer<StatusCode> {
+    let request: PowerRequest = parse(body)?;
     let engine = api.engine.clone();
-    blocking(move || engine.shut_down(request.cancel_jobs)).await?;
+    // A thread of its own: the pool may be waiting for a disk that hangs.
+    let (done, ended) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || done.send(engine.shut_down(request.cancel_jobs)));
+    match ended.await {
+        Ok(result) => result?,
+        Err(_) => return Err(Refusal::new(ErrorCode::Internal, "a fault in the utility VM; see its log")),
+    }
     std::thread::spawn(move || {
         std::thread::sleep(GRACE);
         (api.power)(request.action);

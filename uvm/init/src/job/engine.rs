@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 use uvm_api::{
     Device, DiskState, ErrorCode, Event, EventBody, Job, JobResult, JobSpec, JobState, Plan as WirePlan,
-    Problem,
+    Problem, Retry,
 };
 use uvm_sys::OpenMode;
 
@@ -99,7 +99,13 @@ impl Context<'_> {
     ) -> Result<T, JobError> {
         let index = self.plan.steps.iter().position(|step| step.name == name);
         let index = index.expect("every step that is carried out stands in the plan");
-        self.progress.step(index + 1, &self.plan.steps[index], work)
+        let step = &self.plan.steps[index];
+        self.progress.step(index + 1, step, || {
+            if step.writes {
+                self.check_identity()?;
+            }
+            work()
+        })
     }
 
     /// The device is still the one that the plan was made for.
@@ -125,9 +131,11 @@ impl Context<'_> {
     pub(crate) fn open_target(&self) -> Result<uvm_disk::Device, JobError> {
         let attached = self.check_identity()?;
         let block = inventory::open(&attached, OpenMode::ReadWrite)?;
-        if block.size() != attached.size_bytes {
-            return Err(JobError::new(ErrorCode::DeviceChanged, "the device changed its size while opened"));
+        if block.size() != attached.size_bytes || block.is_gone() {
+            return Err(JobError::new(ErrorCode::DeviceChanged, "the device changed while it was opened"));
         }
+        // What was opened by name is held now; the serial must still lead to it.
+        self.check_identity()?;
         Ok(Arc::new(JobDevice::new(block, Arc::clone(self.progress))))
     }
 }
@@ -171,7 +179,11 @@ impl Engine {
         let serial = spec.device().serial.clone();
         let made = self.inventory.find(&serial).and_then(|attached| {
             let contents = inspect::observe(&attached);
-            plan::plan(spec, id, &Observed { attached, contents })
+            let blank_edges = match spec.device().must_be_blank {
+                true => Some(inspect::has_blank_edges(&attached)?),
+                false => None,
+            };
+            plan::plan(spec, id, &Observed { attached, contents, blank_edges })
         });
         made.map_err(|error| Problem {
             instance: None,
@@ -186,29 +198,35 @@ impl Engine {
         if let Some(job) = self.hold(&id, &spec)? {
             return Ok(Submitted { job, created: false });
         }
+        let mut hold = Hold { engine: self, serial, handed_over: false };
         let started = self.make_plan(&spec, &id).and_then(|plan| self.start(&id, &spec, plan));
         match started {
-            Ok(entry) => Ok(Submitted { job: entry.describe(), created: true }),
-            Err(problem) => {
-                lock(&self.jobs).held.remove(&serial);
-                Err(Problem { instance: Some(format!("/v1/jobs/{id}")), ..problem })
+            Ok(entry) => {
+                hold.handed_over = true;
+                Ok(Submitted { job: entry.describe(), created: true })
             }
+            Err(problem) => Err(Problem { instance: Some(format!("/v1/jobs/{id}")), ..problem }),
         }
     }
 
-    /// Reserves the job's device; the job itself where it is known already.
+    /// Reserves the job's device; the job itself where it is known already. One that failed for a reason that may
+    /// have gone away is forgotten and begins anew: that is what `retry` promised.
     fn hold(&self, id: &str, spec: &JobSpec) -> Result<Option<Job>, Problem> {
         let serial = &spec.device().serial;
+        let refuse = |code, detail: String| Err(JobError::new(code, detail).into_problem(serial, None, None));
         let mut jobs = lock(&self.jobs);
         if let Some(known) = jobs.by_id.get(id) {
-            if known.spec == *spec {
+            if known.spec != *spec {
+                let detail =
+                    format!("job {id:?} was submitted before with another specification; use a new id");
+                return refuse(ErrorCode::JobConflict, detail);
+            }
+            if !known.may_begin_anew() {
                 return Ok(Some(known.describe()));
             }
-            let detail = format!("job {id:?} was submitted before with another specification; use a new id");
-            return Err(Problem::new(ErrorCode::JobConflict, detail));
         }
         if jobs.shutting_down {
-            return Err(Problem::new(ErrorCode::Overloaded, "the node is shutting down"));
+            return refuse(ErrorCode::Overloaded, "the node is shutting down".to_owned());
         }
         if let Some(holder) = jobs.held.get(serial) {
             let detail = format!("device {serial:?} is held by job {holder:?}; wait for it or cancel it");
@@ -216,11 +234,17 @@ impl Engine {
                 JobError { holder: Some(holder.clone()), ..JobError::new(ErrorCode::DeviceBusy, detail) };
             return Err(error.into_problem(serial, None, None));
         }
+        if jobs.held.values().any(|holder| holder == id) {
+            let detail = format!("job {id:?} is being planned for another device; a job has one id");
+            return refuse(ErrorCode::JobConflict, detail);
+        }
         if jobs.held.len() >= MAX_RUNNING {
             let detail =
                 format!("{MAX_RUNNING} jobs are running, which is the most; send the job again later");
-            return Err(Problem::new(ErrorCode::Overloaded, detail));
+            return refuse(ErrorCode::Overloaded, detail);
         }
+        jobs.by_id.remove(id);
+        jobs.order.retain(|known| known != id);
         jobs.held.insert(serial.clone(), id.to_owned());
         Ok(None)
     }
@@ -256,7 +280,7 @@ impl Engine {
         });
         let engine = Arc::clone(self);
         let running = Arc::clone(&entry);
-        self.remember(&entry);
+        self.remember(&entry)?;
         let spawned =
             std::thread::Builder::new().name(format!("job-{id}")).spawn(move || engine.run(&running));
         if let Err(error) = spawned {
@@ -278,8 +302,11 @@ impl Engine {
         })
     }
 
-    fn remember(&self, entry: &Arc<Entry>) {
+    fn remember(&self, entry: &Arc<Entry>) -> Result<(), Problem> {
         let mut jobs = lock(&self.jobs);
+        if jobs.shutting_down {
+            return Err(Problem::new(ErrorCode::Overloaded, "the node is shutting down"));
+        }
         jobs.by_id.insert(entry.id.clone(), Arc::clone(entry));
         jobs.order.push_back(entry.id.clone());
         while jobs.order.len() > MAX_REMEMBERED {
@@ -287,6 +314,7 @@ impl Engine {
             let Some(id) = ended.and_then(|index| jobs.order.remove(index)) else { break };
             jobs.by_id.remove(&id);
         }
+        Ok(())
     }
 
     fn run(&self, entry: &Entry) {
@@ -384,9 +412,9 @@ impl Engine {
         self.entry(id).map(|entry| entry.journal.after(after))
     }
 
-    /// Whether the job ended and has no event after this sequence number.
+    /// Whether the job's last event has this sequence number or a smaller one.
     pub(crate) fn has_ended(&self, id: &str, after: u64) -> bool {
-        self.entry(id).map_or(true, |entry| entry.ended() && entry.journal.after(after).is_empty())
+        self.entry(id).map_or(true, |entry| entry.journal.ended_by(after))
     }
 
     /// As [`Engine::events`], waiting up to `timeout` for the first.
@@ -423,6 +451,11 @@ impl Engine {
         lock(&self.jobs).held.len()
     }
 
+    /// Takes jobs again: the power did not go away.
+    pub(crate) fn resume(&self) {
+        lock(&self.jobs).shutting_down = false;
+    }
+
     /// No job is taken any more; running ones are a reason to refuse, or cancelled and waited for.
     pub(crate) fn shut_down(&self, cancel_jobs: bool) -> Result<(), Problem> {
         let running: Vec<String> = {
@@ -436,6 +469,7 @@ impl Engine {
             jobs.shutting_down = true;
             jobs.held.values().cloned().collect()
         };
+        // What is still being planned finds the flag when it wants to start.
         for id in &running {
             let _ = self.cancel(id);
         }
@@ -447,9 +481,32 @@ impl Engine {
     }
 }
 
+/// A device held for a job that is not running yet; let go if it never will be, whatever the reason.
+struct Hold<'e> {
+    engine: &'e Engine,
+    serial: String,
+    /// The job's thread lets go of the device now.
+    handed_over: bool,
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        if !self.handed_over {
+            lock(&self.engine.jobs).held.remove(&self.serial);
+        }
+    }
+}
+
 impl Entry {
     fn ended(&self) -> bool {
         lock(&self.outcome).is_some()
+    }
+
+    /// Whether it ended in a way after which the same job may be sent again.
+    fn may_begin_anew(&self) -> bool {
+        let outcome = lock(&self.outcome);
+        let problem = outcome.as_ref().and_then(|outcome| outcome.problem.as_ref());
+        problem.is_some_and(|problem| matches!(problem.retry, Some(Retry::Same | Retry::AfterRepair)))
     }
 
     fn describe(&self) -> Job {
@@ -552,13 +609,32 @@ mod tests {
     }
 
     #[test]
-    fn the_same_id_with_another_job_is_refused() {
-        let (_, _, engine) = run_with(|| Ok(Vec::new()));
-        assert!(!engine.submit(sanitize("j1")).unwrap().created);
+    fn the_same_id_is_the_same_job_or_refused() {
+        let (_, _, engine) = run_with(|| panic!("planted"));
         let JobSpec::Sanitize(mut other) = sanitize("j1") else { unreachable!() };
         other.pattern = OverwritePattern::Random;
         let problem = engine.submit(JobSpec::Sanitize(other)).unwrap_err();
         assert_eq!(problem.code, ErrorCode::JobConflict);
+        assert!(!engine.submit(sanitize("j1")).unwrap().created);
         assert!(engine.submit(sanitize("../etc")).is_err());
+    }
+
+    #[test]
+    fn a_job_whose_failure_may_have_gone_away_begins_anew() {
+        let (job, _, engine) = run_with(|| Ok(Vec::new()));
+        assert_eq!(job.problem.unwrap().retry, Some(Retry::AfterRepair));
+        // The device is still away, and that is found by planning again.
+        let problem = engine.submit(sanitize("j1")).unwrap_err();
+        assert_eq!(problem.code, ErrorCode::DeviceNotFound);
+        assert_eq!(engine.running(), 0, "a refused job holds nothing");
+    }
+
+    #[test]
+    fn nothing_starts_once_the_node_is_shutting_down() {
+        let (_, _, engine) = run_with(|| Ok(Vec::new()));
+        engine.shut_down(true).unwrap();
+        assert_eq!(engine.submit(sanitize("j2")).unwrap_err().code, ErrorCode::Overloaded);
+        engine.resume();
+        assert_eq!(engine.submit(sanitize("j2")).unwrap_err().code, ErrorCode::DeviceNotFound);
     }
 }

@@ -57,6 +57,7 @@ impl JobError {
             | ErrorCode::Io
             | ErrorCode::VerificationFailed
             | ErrorCode::ImageNotFound
+            | ErrorCode::ImageDenied
             | ErrorCode::DigestMismatch => Retry::AfterRepair,
             _ => Retry::Never,
         }
@@ -147,10 +148,8 @@ fn classify(error: &(dyn StdError + 'static), outer: ErrorCode) -> Option<ErrorC
 
 fn image_code(kind: ImageErrorKind) -> ErrorCode {
     match kind {
-        ImageErrorKind::Unreachable
-        | ImageErrorKind::Untrusted
-        | ImageErrorKind::Unauthorized
-        | ImageErrorKind::ServerError => ErrorCode::ImageUnreachable,
+        ImageErrorKind::Unreachable | ImageErrorKind::ServerError => ErrorCode::ImageUnreachable,
+        ImageErrorKind::Untrusted | ImageErrorKind::Unauthorized => ErrorCode::ImageDenied,
         ImageErrorKind::NotFound => ErrorCode::ImageNotFound,
         ImageErrorKind::Truncated => ErrorCode::ImageTruncated,
         ImageErrorKind::DigestMismatch | ImageErrorKind::SizeMismatch => ErrorCode::DigestMismatch,

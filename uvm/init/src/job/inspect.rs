@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use uvm_api::{Device, FileSystem, JobResult, Partition, PartitionTable};
 use uvm_disk::probe::{PartitionKind, Probe, ProbedPartition, TableKind, probe, read_os_release};
-use uvm_disk::{BlockDevice, Slice};
+use uvm_disk::{BlockDevice, Slice, gpt};
 use uvm_sys::OpenMode;
 
 use super::JobError;
@@ -41,6 +41,21 @@ pub(crate) fn observe(attached: &Attached) -> Device {
         let reason = std::iter::once(error.detail).chain(error.causes).collect::<Vec<_>>().join(": ");
         Device { notes: vec![format!("the contents cannot be read: {reason}")], ..describe(attached) }
     })
+}
+
+/// Whether the first and the last MiB are zero: there is more that marks a disk as used than probing knows.
+pub(crate) fn has_blank_edges(attached: &Attached) -> Result<bool, JobError> {
+    let block = inventory::open(attached, OpenMode::ReadOnly)?;
+    let len = gpt::ALIGNMENT.min(block.size());
+    let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+    for offset in [0, block.size() - len] {
+        let read = block.read_at(offset, &mut bytes);
+        read.map_err(|error| uvm_disk::Error::io("looking whether the device is blank", offset, error))?;
+        if bytes.iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn look(attached: &Attached) -> Result<Device, JobError> {

@@ -69,6 +69,11 @@ impl Journal {
         self.lock().events.iter().filter(|event| event.sequence > sequence).cloned().collect()
     }
 
+    /// Whether the last event there will ever be has this sequence number or a smaller one.
+    pub(crate) fn ended_by(&self, sequence: u64) -> bool {
+        self.lock().events.last().is_some_and(|event| event.body.is_last() && event.sequence <= sequence)
+    }
+
     /// Waits until there is an event after `sequence`, or `timeout` is over; then as [`Journal::after`].
     pub(crate) fn wait_after(&self, sequence: u64, timeout: Duration) -> Vec<Event> {
         let state = self.lock();

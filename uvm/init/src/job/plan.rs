@@ -12,15 +12,20 @@ use uvm_disk::gpt::PartitionTable;
 
 use super::JobError;
 use super::layout::{self, Placed, format_name};
-use super::progress::{COMMIT, Counts};
+use super::progress::{CLEAR, COMMIT, Counts};
 use super::request;
 use crate::image::ImageReference;
 use crate::inventory::Attached;
+
+/// The step that fetches; the only one that does not touch the device.
+pub(crate) const IMAGE: &str = "image";
 
 /// What was seen before planning.
 pub(crate) struct Observed {
     pub(crate) attached: Attached,
     pub(crate) contents: Device,
+    /// Whether the first and the last MiB are zero; looked at only where the job demands a blank device.
+    pub(crate) blank_edges: Option<bool>,
 }
 
 /// A step to come.
@@ -30,6 +35,8 @@ pub(crate) struct StepPlan {
     pub(crate) description: String,
     pub(crate) bytes: Option<u64>,
     pub(crate) counts: Counts,
+    /// Whether it writes to the device; its identity is checked before.
+    pub(crate) writes: bool,
 }
 
 /// A plan; execution has no decisions left to make.
@@ -89,12 +96,13 @@ pub(crate) fn plan(spec: &JobSpec, id: &str, observed: &Observed) -> Result<Plan
             })
             .collect(),
     };
-    wire.plan_hash = hash(&wire, spec)?;
+    wire.plan_hash = hash(&wire, spec, &observed.contents)?;
     Ok(Plan { device: observed.attached.clone(), steps, work, wire })
 }
 
-/// Over the plan and the job, so that agreeing to a plan agrees to the customization too.
-fn hash(plan: &WirePlan, spec: &JobSpec) -> Result<String, JobError> {
+/// Over the plan, the job (agreeing to a plan agrees to the customization too) and what is on the device, with its
+/// GUIDs and UUIDs: another machine's disk of the same shape has another hash.
+fn hash(plan: &WirePlan, spec: &JobSpec, contents: &Device) -> Result<String, JobError> {
     let mut spec = serde_json::to_value(spec)
         .map_err(|error| JobError::new(ErrorCode::Internal, format!("hashing the plan: {error}")))?;
     if let Some(object) = spec.as_object_mut() {
@@ -103,6 +111,7 @@ fn hash(plan: &WirePlan, spec: &JobSpec) -> Result<String, JobError> {
     let text = serde_json::to_vec(&BTreeMap::from([
         ("plan", serde_json::to_value(plan).unwrap_or_default()),
         ("job", spec),
+        ("contents", serde_json::to_value((&contents.table, &contents.filesystem)).unwrap_or_default()),
     ]))
     .map_err(|error| JobError::new(ErrorCode::Internal, format!("hashing the plan: {error}")))?;
     Ok(format!("sha256:{}", hex(&Sha256::digest(text))))
@@ -133,6 +142,13 @@ fn check_expectations(spec: &JobSpec, observed: &Observed) -> Result<(), JobErro
         if !contents.notes.is_empty() {
             let detail =
                 format!("device {:?} must be blank but {}", attached.serial, contents.notes.join("; "));
+            return Err(JobError::new(ErrorCode::DeviceChanged, detail));
+        }
+        if observed.blank_edges == Some(false) && contents.table.is_none() && contents.filesystem.is_none() {
+            let detail = format!(
+                "device {:?} must be blank but its first or last MiB holds something unknown; sanitize it first",
+                attached.serial
+            );
             return Err(JobError::new(ErrorCode::DeviceChanged, detail));
         }
         if contents.table.is_some() || contents.filesystem.is_some() {
@@ -172,7 +188,12 @@ fn destroyed(observed: &Observed) -> Vec<Extent> {
 }
 
 fn step(name: &'static str, description: impl Into<String>, counts: Counts, bytes: Option<u64>) -> StepPlan {
-    StepPlan { name, description: description.into(), bytes, counts }
+    let writes = counts == Counts::Writes && name != IMAGE;
+    StepPlan { name, description: description.into(), bytes, counts, writes }
+}
+
+fn clear_step() -> StepPlan {
+    step(CLEAR, "Zero the first and the last MiB: no partition table survives", Counts::Writes, None)
 }
 
 fn inspect_steps() -> Vec<StepPlan> {
@@ -188,6 +209,7 @@ fn sanitize_steps(spec: &SanitizeSpec, device: &Attached) -> Vec<StepPlan> {
     // The first and the last MiB are zeroed before the rest, so that no table survives an interruption.
     let written = size.saturating_add(size.min(2 << 20));
     vec![
+        clear_step(),
         step(
             "overwrite",
             format!("Overwrite every addressable byte with {what}"),
@@ -229,8 +251,8 @@ fn planned_partition(placed: &Placed) -> PlannedPartition {
 fn provision_steps(work: &Provision, spec: &ProvisionSpec) -> Vec<StepPlan> {
     let writes = Counts::Writes;
     vec![
-        step("image", format!("Fetch the manifest {} and check it", spec.image.digest), writes, None),
-        step("clear", "Zero the first and the last MiB: no partition table survives", writes, None),
+        step(IMAGE, format!("Fetch the manifest {} and check it", spec.image.digest), writes, None),
+        clear_step(),
         step("layers", "Format ext4 and write the image's layers as they stream in", writes, None),
         step("customize", "Give the guest its name, users, keys, network, identity and fstab", writes, None),
         step("boot", "Format the EFI system partition; write boot loader, kernel and initrd", writes, None),

@@ -10,6 +10,8 @@ use super::journal::Journal;
 use super::plan::StepPlan;
 use super::{CancelledMarker, JobError};
 
+/// The step that takes partition tables away.
+pub(crate) const CLEAR: &str = "clear";
 /// The step after which the disk is complete.
 pub(crate) const COMMIT: &str = "commit";
 /// Time between two progress events.
@@ -36,7 +38,7 @@ struct Running {
 pub(crate) struct Progress {
     journal: Arc<Journal>,
     cancel: Arc<AtomicBool>,
-    committing: AtomicBool,
+    on_tables: AtomicBool,
     touched: AtomicBool,
     complete: AtomicBool,
     read: AtomicU64,
@@ -50,7 +52,7 @@ impl Progress {
         Self {
             journal,
             cancel: Arc::new(AtomicBool::new(false)),
-            committing: AtomicBool::new(false),
+            on_tables: AtomicBool::new(false),
             touched: AtomicBool::new(false),
             complete: AtomicBool::new(false),
             read: AtomicU64::new(0),
@@ -69,12 +71,7 @@ impl Progress {
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
-        self.cancel.load(Ordering::Relaxed) && !self.committing.load(Ordering::Acquire)
-    }
-
-    /// From here on a cancellation comes too late: a table is written whole or not at all.
-    fn begin_commit(&self) {
-        self.committing.store(true, Ordering::Release);
+        self.cancel.load(Ordering::Relaxed) && !self.on_tables.load(Ordering::Acquire)
     }
 
     /// The first write is about to happen.
@@ -184,9 +181,9 @@ impl Progress {
         if self.is_cancelled() {
             return Err(JobError::from_source(&CancelledMarker));
         }
-        if step.name == COMMIT {
-            self.begin_commit();
-        }
+        // A table is written or wiped whole: a cancellation waits for the end of the wipe, and comes too late for
+        // the commit.
+        self.on_tables.store(matches!(step.name, CLEAR | COMMIT), Ordering::Release);
         self.read.store(0, Ordering::Relaxed);
         self.written.store(0, Ordering::Relaxed);
         let started = Instant::now();

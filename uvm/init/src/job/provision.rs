@@ -17,8 +17,8 @@ use uvm_guest::{Attributes, GuestPath, Timestamp, layer};
 use super::JobError;
 use super::engine::Context;
 use super::layout::{Placed, derive};
-use super::plan::{Provision, hex};
-use super::progress::COMMIT;
+use super::plan::{IMAGE, Provision, hex};
+use super::progress::{CLEAR, COMMIT};
 use crate::adapter::builder::{BuilderTree, Mounted};
 use crate::image::{Client, Image};
 
@@ -32,14 +32,13 @@ const RESERVED_PERCENT: u8 = 5;
 /// Carries it out.
 pub(super) fn execute(context: &Context<'_>, work: &Provision) -> Result<JobResult, JobError> {
     let clock = now()?;
-    let (client, image) = context.step("image", || fetch_image(context, work))?;
+    let (client, image) = context.step(IMAGE, || fetch_image(context, work))?;
     let target = context.open_target()?;
-    context.step("clear", || Ok(gpt::wipe_tables(&*target)?))?;
+    context.step(CLEAR, || Ok(gpt::wipe_tables(&*target)?))?;
     let recorder = Arc::new(Recorder::new(Arc::clone(&target)));
     let disk: Device = Arc::clone(&recorder) as Device;
 
     let (mut tree, entries) = context.step("layers", || {
-        context.check_identity()?;
         let mut tree = format_trees(work, &disk, clock)?;
         let entries = apply_layers(context, work, &client, &image, &mut tree)?;
         Ok((tree, entries))
@@ -53,12 +52,8 @@ pub(super) fn execute(context: &Context<'_>, work: &Provision) -> Result<JobResu
     for note in &report.notes {
         context.progress.note(note.clone());
     }
-    context.step("boot", || {
-        context.check_identity()?;
-        write_fat(work, &disk, &tree, &files, clock)
-    })?;
+    context.step("boot", || write_fat(work, &disk, &tree, &files, clock))?;
     context.step("metadata", || {
-        context.check_identity()?;
         for builder in tree.into_builders() {
             builder.finish()?;
         }
@@ -66,7 +61,6 @@ pub(super) fn execute(context: &Context<'_>, work: &Provision) -> Result<JobResu
     })?;
     let verified_bytes = context.step("verify", || Ok(recorder.verify(&mut |_| Ok(()))?))?;
     context.step(COMMIT, || {
-        context.check_identity()?;
         gpt::write(&*target, &work.table).map_err(|error| {
             let mut error = JobError::from_source(&error);
             // Half a table may be enough for a firmware: take it away again.

@@ -5,6 +5,7 @@ use uvm_disk::sanitize::{Pattern, overwrite, verify_overwrite};
 
 use super::JobError;
 use super::engine::Context;
+use super::progress::CLEAR;
 
 /// Carries it out.
 pub(super) fn execute(context: &Context<'_>, pattern: &OverwritePattern) -> Result<JobResult, JobError> {
@@ -14,10 +15,8 @@ pub(super) fn execute(context: &Context<'_>, pattern: &OverwritePattern) -> Resu
         OverwritePattern::Zero => Pattern::Zero,
         OverwritePattern::Random => Pattern::Random { seed: rand::random() },
     };
-    context.step("overwrite", || {
-        context.check_identity()?;
-        Ok(overwrite(&*device, written, &mut |_| Ok(()))?)
-    })?;
+    context.step(CLEAR, || Ok(uvm_disk::gpt::wipe_tables(&*device)?))?;
+    context.step("overwrite", || Ok(overwrite(&*device, written, &mut |_| Ok(()))?))?;
     context.step("verify", || Ok(verify_overwrite(&*device, written, &mut |_| Ok(()))?))?;
     context.progress.set_complete();
     Ok(JobResult::Sanitize {
