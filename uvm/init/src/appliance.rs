@@ -13,7 +13,7 @@ use crate::console::Console;
 use crate::http::{Api, TlsFiles};
 use crate::image::ClientOptions;
 use crate::inventory::KernelInventory;
-use crate::job::{Engine, Options};
+use crate::job::{Engine, Options, max_running};
 use crate::node::NodeFacts;
 
 /// Runs the appliance.
@@ -41,7 +41,11 @@ pub(crate) fn run() -> ! {
         extra_ca_pem: config.image_store_ca.clone().map(String::into_bytes),
         ..ClientOptions::default()
     };
-    let engine = Engine::new(Arc::new(KernelInventory), Options { image, journal_dir: None });
+    let memory = uvm_sys::memory_total_bytes().unwrap_or_default();
+    let engine = Engine::new(
+        Arc::new(KernelInventory),
+        Options { image, journal_dir: None, max_running: max_running(memory) },
+    );
     let node = Arc::new(NodeFacts::new(config.node.clone()));
     start_api(&config, &engine, &node, power.clone());
     start_console(&config, &engine, &node, power);

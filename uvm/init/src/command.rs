@@ -107,7 +107,7 @@ fn engine(
     journal_dir: Option<PathBuf>,
 ) -> Arc<Engine> {
     let inventory = CommandLineInventory { devices, file_block_size };
-    Engine::new(Arc::new(inventory), Options { image: ClientOptions::default(), journal_dir })
+    Engine::new(Arc::new(inventory), Options { image: ClientOptions::default(), journal_dir, max_running: 1 })
 }
 
 fn read_job(path: &Path) -> Result<JobSpec, Problem> {

@@ -25,8 +25,12 @@ use crate::adapter::block::JobDevice;
 use crate::image::ClientOptions;
 use crate::inventory::{self, Attached, Inventory};
 
-/// Jobs that may run at once.
+/// Jobs that may run at once, however much memory there is.
 const MAX_RUNNING: usize = 32;
+/// Memory that PID 1 and the kernel keep for themselves, and what one job may need: a provisioning of a Debian
+/// image takes 12 MiB.
+const RESERVED_MEMORY: u64 = 24 << 20;
+const MEMORY_PER_JOB: u64 = 16 << 20;
 /// Jobs remembered; of those that ended the oldest are forgotten first.
 const MAX_REMEMBERED: usize = 1000;
 /// How long a shutdown waits for cancelled jobs.
@@ -39,6 +43,14 @@ pub(crate) struct Options {
     pub(crate) image: ClientOptions,
     /// Folder for one journal file a job; in memory alone where there is none.
     pub(crate) journal_dir: Option<PathBuf>,
+    /// Jobs that may run at once.
+    pub(crate) max_running: usize,
+}
+
+/// How many jobs a machine with that much memory carries; two in any case, so that devices never wait in line.
+pub(crate) fn max_running(memory_bytes: u64) -> usize {
+    let jobs = memory_bytes.saturating_sub(RESERVED_MEMORY) / MEMORY_PER_JOB;
+    usize::try_from(jobs).unwrap_or(MAX_RUNNING).clamp(2, MAX_RUNNING)
 }
 
 /// The answer to a submission.
@@ -238,9 +250,10 @@ impl Engine {
             let detail = format!("job {id:?} is being planned for another device; a job has one id");
             return refuse(ErrorCode::JobConflict, detail);
         }
-        if jobs.held.len() >= MAX_RUNNING {
+        let most = self.options.max_running;
+        if jobs.held.len() >= most {
             let detail =
-                format!("{MAX_RUNNING} jobs are running, which is the most; send the job again later");
+                format!("{most} jobs run, as many as this node's memory carries; send the job again later");
             return refuse(ErrorCode::Overloaded, detail);
         }
         jobs.by_id.remove(id);
@@ -573,7 +586,7 @@ mod tests {
             file_block_size: 512,
         };
         let inventory = Arc::new(Failing { real, asked: AtomicUsize::new(0), fails_from: 1, fault });
-        let options = Options { image: ClientOptions::default(), journal_dir: None };
+        let options = Options { image: ClientOptions::default(), journal_dir: None, max_running: 2 };
         let engine = Engine::new(Arc::clone(&inventory) as Arc<dyn Inventory>, options);
         engine.submit(sanitize("j1")).unwrap();
         let mut after = 0;
@@ -636,5 +649,18 @@ mod tests {
         assert_eq!(engine.submit(sanitize("j2")).unwrap_err().code, ErrorCode::Overloaded);
         engine.resume();
         assert_eq!(engine.submit(sanitize("j2")).unwrap_err().code, ErrorCode::DeviceNotFound);
+    }
+
+    #[test]
+    fn jobs_are_admitted_by_the_memory_there_is() {
+        assert_eq!(max_running(112 << 20), 5);
+        assert_eq!(max_running(0), 2);
+        assert_eq!(max_running(u64::MAX), MAX_RUNNING);
+        let (_, _, engine) = run_with(|| Ok(Vec::new()));
+        for serial in ["a", "b"] {
+            lock(&engine.jobs).held.insert(serial.to_owned(), serial.to_owned());
+        }
+        let problem = engine.submit(sanitize("j2")).unwrap_err();
+        assert_eq!((problem.code, problem.retry), (ErrorCode::Overloaded, Some(Retry::Same)));
     }
 }

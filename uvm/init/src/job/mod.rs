@@ -11,7 +11,7 @@ mod provision;
 mod request;
 mod sanitize;
 
-pub(crate) use engine::{Engine, Options};
+pub(crate) use engine::{Engine, Options, max_running};
 pub(crate) use error::{CancelledMarker, JobError};
 pub(crate) use journal::now;
 pub(crate) use plan::hex;
