@@ -1,7 +1,8 @@
 //! Machines under QEMU: the appliance with its disks, and a guest on its own disk.
 
 use std::fs;
-use std::net::TcpListener;
+use std::io::ErrorKind;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -215,26 +216,41 @@ fn option(path: &Path) -> String {
 
 fn connect(child: &mut Child, qmp: &Path, line: &Path, log: &Path) -> Result<(Qmp, Serial)> {
     let deadline = Instant::now() + START;
-    // QEMU makes the monitor's socket last.
-    while !(qmp.exists() && line.exists()) {
+    let line = socket(child, line, deadline)?;
+    let qmp = socket(child, qmp, deadline)?;
+    Ok((Qmp::new(qmp)?, Serial::new(line, log)?))
+}
+
+/// Connects to a socket that QEMU is about to open: the file is there before anybody listens on it.
+fn socket(child: &mut Child, path: &Path, deadline: Instant) -> Result<UnixStream> {
+    loop {
+        match UnixStream::connect(path) {
+            Ok(stream) => return Ok(stream),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {}
+            Err(error) => return Err(error).with_context(|| format!("connecting to {}", path.display())),
+        }
         if let Some(status) = child.try_wait()? {
             bail!("it ended with {status}");
         }
-        ensure!(Instant::now() < deadline, "it did not open its sockets in time");
+        ensure!(Instant::now() < deadline, "it did not open {} in time", path.display());
         std::thread::sleep(Duration::from_millis(5));
     }
-    let serial = Serial::connect(line, log)?;
-    Ok((Qmp::connect(qmp)?, serial))
 }
 
-/// A port of 127.0.0.1 that was free a moment ago.
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0)).context("looking for a free port")?.local_addr()?.port())
-}
-
-fn network(command: &mut Command, port: u16, guest_port: u16) {
-    command.arg("-netdev").arg(format!("user,id=net,hostfwd=tcp:127.0.0.1:{port}-:{guest_port}"));
+/// User networking with a port of 127.0.0.1, which QEMU chooses, that leads to `guest_port`.
+fn network(command: &mut Command, guest_port: u16) {
+    command.arg("-netdev").arg(format!("user,id=net,hostfwd=tcp:127.0.0.1:0-:{guest_port}"));
     command.args(["-device", "virtio-net-pci,netdev=net,romfile="]);
+}
+
+/// The port that QEMU has chosen. `info usernet` has a line
+/// `TCP[HOST_FORWARD]  FD  SOURCE-ADDRESS PORT  DESTINATION-ADDRESS PORT  RECVQ SENDQ`.
+fn forwarded_port(qmp: &mut Qmp) -> Result<u16> {
+    let answer = qmp.execute("human-monitor-command", json!({ "command-line": "info usernet" }))?;
+    let text = answer.as_str().unwrap_or_default();
+    let line = text.lines().find(|line| line.contains("TCP[HOST_FORWARD]"));
+    let port = line.and_then(|line| line.split_whitespace().nth(3)?.parse().ok());
+    port.with_context(|| format!("QEMU forwards no port: {text}"))
 }
 
 fn attach_at_boot(command: &mut Command, disks: &[Disk]) {
@@ -301,10 +317,10 @@ pub struct Appliance {
 impl Appliance {
     /// Boots it and waits until it answers.
     pub fn boot(options: &ApplianceOptions, pki: &Pki) -> Result<Self> {
-        let port = free_port()?;
         let mut machine = Machine::start(&options.name, &options.work, |command, private| {
-            describe_appliance(command, options, port, private)
+            describe_appliance(command, options, private)
         })?;
+        let port = forwarded_port(&mut machine.qmp)?;
         let unknown = Client::with_patience(port, &pki.authority, None, Duration::from_secs(2))?;
         let ready_after = wait_until_healthy(&mut machine, &unknown)?;
         let client = Client::new(port, &pki.authority, Some(&pki.client))?;
@@ -374,12 +390,7 @@ impl Appliance {
     }
 }
 
-fn describe_appliance(
-    command: &mut Command,
-    options: &ApplianceOptions,
-    port: u16,
-    private: &Path,
-) -> Result<()> {
+fn describe_appliance(command: &mut Command, options: &ApplianceOptions, private: &Path) -> Result<()> {
     // Other users of the machine must not read the node's private key.
     let config = private.join("config.json");
     fs::write(&config, options.config.to_string()).context("writing the appliance's configuration")?;
@@ -391,7 +402,7 @@ fn describe_appliance(
     command.args(["-smp", "1", "-m", &options.memory_mib.to_string(), "-append", &line]);
     command.arg("-kernel").arg(&options.files.vmlinux).arg("-initrd").arg(&options.files.initramfs);
     command.arg("-fw_cfg").arg(format!("name=opt/org.uvm/config,file={}", option(&config)));
-    network(command, port, 8443);
+    network(command, 8443);
     for index in 0..options.hot_plug_ports {
         let chassis = index + 1;
         command.arg("-device").arg(format!("pcie-root-port,id=port{index},chassis={chassis},slot={chassis}"));
@@ -448,17 +459,17 @@ pub struct Guest {
 impl Guest {
     /// Starts it; its firmware has no memory of earlier starts, so it must find its boot loader itself.
     pub fn boot(options: &GuestOptions) -> Result<Self> {
-        let ssh_port = free_port()?;
-        let machine = Machine::start("guest", &options.work, |command, private| {
+        let mut machine = Machine::start("guest", &options.work, |command, private| {
             let vars = private.join("vars.fd");
             fs::copy(OVMF_VARS, &vars).with_context(|| format!("copying {OVMF_VARS}"))?;
             command.arg("-drive").arg(format!("if=pflash,format=raw,readonly=on,file={OVMF_CODE}"));
             command.arg("-drive").arg(format!("if=pflash,format=raw,file={}", option(&vars)));
             command.args(["-smp", &options.cpus.to_string(), "-m", &options.memory_mib.to_string()]);
-            network(command, ssh_port, 22);
+            network(command, 22);
             attach_at_boot(command, std::slice::from_ref(&options.disk));
             Ok(())
         })?;
+        let ssh_port = forwarded_port(&mut machine.qmp)?;
         Ok(Self { machine, ssh_port })
     }
 

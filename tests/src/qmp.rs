@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -25,10 +24,8 @@ pub struct Qmp {
 }
 
 impl Qmp {
-    /// Connects to the socket at `path`.
-    pub fn connect(path: &Path) -> Result<Self> {
-        let stream =
-            UnixStream::connect(path).with_context(|| format!("connecting to {}", path.display()))?;
+    /// Greets the QEMU at the other end of `stream`.
+    pub(crate) fn new(stream: UnixStream) -> Result<Self> {
         stream.set_read_timeout(Some(POLL))?;
         let mut qmp = Self { reader: BufReader::new(stream), line: Vec::new(), events: VecDeque::new() };
         let deadline = Instant::now() + PATIENCE;

@@ -19,10 +19,8 @@ pub struct Serial {
 }
 
 impl Serial {
-    /// Connects to the socket of a line that QEMU also writes to `log`.
-    pub(crate) fn connect(socket: &Path, log: &Path) -> Result<Self> {
-        let input =
-            UnixStream::connect(socket).with_context(|| format!("connecting to {}", socket.display()))?;
+    /// A line that QEMU also writes to `log`.
+    pub(crate) fn new(input: UnixStream, log: &Path) -> Result<Self> {
         let mut output = input.try_clone()?;
         // Somebody must take what comes, or the machine waits. The file has it already.
         std::thread::Builder::new().name("serial".to_owned()).spawn(move || {
