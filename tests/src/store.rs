@@ -1,5 +1,5 @@
 //! An image store: a static web server over an OCI image layout, with the reading half of the registry API over the
-//! same layout, and faults on demand.
+//! same layout, uploads by `PUT` where a test wants them, and faults on demand.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,6 +15,8 @@ use serde_json::Value;
 
 /// Connections served at once; more are closed.
 const MAX_CONNECTIONS: usize = 32;
+/// The largest file that is taken by `PUT`.
+const MAX_UPLOAD: u64 = 8 << 30;
 /// The longest head of a request.
 const MAX_HEAD: u64 = 16 << 10;
 /// Time a client has to send its request or take a piece of the answer.
@@ -33,6 +35,8 @@ pub enum Fault {
     CloseAt(u64),
     /// The byte at this offset of the file is another.
     FlipAt(u64),
+    /// A `PUT` is answered with 500, and the connection closes, once this many bytes of it came.
+    RefuseAt(u64),
     /// Nothing more comes from this offset on, and the connection stays open while the fault is set.
     StallAt(u64),
 }
@@ -40,6 +44,10 @@ pub enum Fault {
 struct Shared {
     folder: PathBuf,
     faults: Mutex<BTreeMap<String, Fault>>,
+    /// What a `PUT` is answered with, in JSON; none is taken without it.
+    receipt: Mutex<Option<String>>,
+    /// What every request must carry.
+    authorization: Mutex<Option<String>>,
     fired: AtomicUsize,
     connections: AtomicUsize,
     ended: AtomicBool,
@@ -59,6 +67,8 @@ impl Store {
         let shared = Arc::new(Shared {
             folder: folder.to_owned(),
             faults: Mutex::default(),
+            receipt: Mutex::default(),
+            authorization: Mutex::default(),
             fired: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
@@ -83,6 +93,16 @@ impl Store {
     /// Lets the answers for paths that hold `part` go wrong.
     pub fn set_fault(&self, part: &str, fault: Fault) {
         self.shared.faults().insert(part.to_owned(), fault);
+    }
+
+    /// Takes files by `PUT` from now on, and answers with `receipt` (JSON; empty for 204 and no answer).
+    pub fn take_uploads(&self, receipt: &str) {
+        *self.shared.receipt.lock().unwrap_or_else(PoisonError::into_inner) = Some(receipt.to_owned());
+    }
+
+    /// Answers 401 to every request whose `Authorization` header is not this one.
+    pub fn require_authorization(&self, value: &str) {
+        *self.shared.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(value.to_owned());
     }
 
     /// How many answers went wrong since the faults were last cleared.
@@ -142,22 +162,31 @@ struct Request {
     method: String,
     path: String,
     range: Option<(u64, Option<u64>)>,
+    authorization: Option<String>,
+    /// Chunked, or of that length.
+    length: Option<u64>,
 }
 
-fn read_request(stream: &TcpStream) -> io::Result<Request> {
-    let mut lines = BufReader::new(stream.take(MAX_HEAD)).lines();
+fn read_request(reader: &mut BufReader<TcpStream>) -> io::Result<Request> {
+    let mut lines = reader.take(MAX_HEAD).lines();
     let mut next = || lines.next().unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()));
     let first = next()?;
     let mut words = first.split(' ');
     let method = words.next().unwrap_or_default().to_owned();
     let path = words.next().unwrap_or_default().split('?').next().unwrap_or_default().to_owned();
-    let mut range = None;
+    let (mut range, mut authorization, mut length) = (None, None, None);
     loop {
         let line = next()?;
         if line.is_empty() {
-            return Ok(Request { method, path, range });
+            return Ok(Request { method, path, range, authorization, length });
         }
         let Some((name, value)) = line.split_once(':') else { continue };
+        if name.eq_ignore_ascii_case("authorization") {
+            authorization = Some(value.trim().to_owned());
+        }
+        if name.eq_ignore_ascii_case("content-length") {
+            length = value.trim().parse().ok();
+        }
         if name.eq_ignore_ascii_case("range") {
             let ends = value.trim().strip_prefix("bytes=").and_then(|ends| ends.split_once('-'));
             range = ends.and_then(|(from, to)| Some((from.parse().ok()?, to.parse().ok())));
@@ -168,7 +197,12 @@ fn read_request(stream: &TcpStream) -> io::Result<Request> {
 fn serve(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let request = read_request(&stream)?;
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let request = read_request(&mut reader)?;
+    let demanded = shared.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if demanded.is_some() && demanded != request.authorization {
+        return answer(&mut stream, "401 Unauthorized", "who are you\n");
+    }
     let fault = shared.fault(&request.path);
     match fault {
         Some(Fault::NotFound) => {
@@ -180,6 +214,10 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
             return answer(&mut stream, "503 Service Unavailable", "come back later\n");
         }
         _ => {}
+    }
+    let receipt = shared.receipt.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if let ("PUT", Some(receipt)) = (request.method.as_str(), receipt) {
+        return receive(shared, &mut stream, reader, &request, fault, &receipt);
     }
     if !matches!(request.method.as_str(), "GET" | "HEAD") {
         return answer(&mut stream, "405 Method Not Allowed", "this store is read-only\n");
@@ -196,6 +234,124 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
 fn answer(stream: &mut TcpStream, status: &str, text: &str) -> io::Result<()> {
     let length = text.len();
     write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{text}")
+}
+
+/// Takes a file, which is there only once all of it came.
+fn receive(
+    shared: &Shared,
+    stream: &mut TcpStream,
+    reader: BufReader<TcpStream>,
+    request: &Request,
+    fault: Option<Fault>,
+    receipt: &str,
+) -> io::Result<()> {
+    let path = Path::new(request.path.trim_start_matches('/'));
+    if !path.components().all(|part| matches!(part, Component::Normal(_))) {
+        return answer(stream, "403 Forbidden", "not below the folder\n");
+    }
+    // The client waits for this before it sends.
+    stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+    let to = shared.folder.join(path);
+    let part = to.with_extension("part");
+    let mut file = File::create(&part)?;
+    let mut body: Box<dyn Read> = match request.length {
+        Some(length) => Box::new(Whole { left: length, reader }),
+        None => Box::new(Chunked { reader, left: 0, ended: false }),
+    };
+    let mut buffer = vec![0; 64 << 10];
+    let mut at = 0;
+    loop {
+        match fault {
+            Some(Fault::RefuseAt(offset)) if at >= offset => {
+                shared.fire();
+                return answer(stream, "500 Internal Server Error", "no more\n");
+            }
+            Some(Fault::CloseAt(offset)) if at >= offset => {
+                shared.fire();
+                return Ok(());
+            }
+            _ => {}
+        }
+        let count = body.read(&mut buffer)?;
+        if count == 0 {
+            break;
+        }
+        at += count as u64;
+        if at > MAX_UPLOAD {
+            return answer(stream, "413 Content Too Large", "too large\n");
+        }
+        file.write_all(&buffer[..count])?;
+    }
+    std::fs::rename(part, to)?;
+    if receipt.is_empty() {
+        return write!(stream, "HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n");
+    }
+    let length = receipt.len();
+    write!(
+        stream,
+        "HTTP/1.1 201 Created\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{receipt}"
+    )
+}
+
+/// A body of a known length; less is an error.
+struct Whole {
+    reader: BufReader<TcpStream>,
+    left: u64,
+}
+
+impl Read for Whole {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let count = (&mut self.reader).take(self.left).read(buf)?;
+        if count == 0 && self.left > 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.left -= count as u64;
+        Ok(count)
+    }
+}
+
+/// A chunked body (RFC 9112 section 7.1); one without its last chunk is an error.
+struct Chunked {
+    reader: BufReader<TcpStream>,
+    left: u64,
+    ended: bool,
+}
+
+impl Chunked {
+    fn line(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        (&mut self.reader).take(MAX_HEAD).read_line(&mut line)?;
+        match line.strip_suffix("\r\n") {
+            Some(line) => Ok(line.to_owned()),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
+
+impl Read for Chunked {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.ended {
+            return Ok(0);
+        }
+        if self.left == 0 {
+            let line = self.line()?;
+            self.left = u64::from_str_radix(line.trim(), 16).map_err(io::Error::other)?;
+            if self.left == 0 {
+                self.ended = true;
+                self.line()?;
+                return Ok(0);
+            }
+        }
+        let count = (&mut self.reader).take(self.left).read(buf)?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.left -= count as u64;
+        if self.left == 0 {
+            self.line()?;
+        }
+        Ok(count)
+    }
 }
 
 /// The file that a path names, and its media type.

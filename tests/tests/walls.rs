@@ -12,9 +12,23 @@ const LEAVES: [&str; 4] = ["uvm-api", "uvm-sys", "uvm-disk", "uvm-guest"];
 const ABOVE_THE_LEAVES: [&str; 9] =
     ["anyhow", "axum", "clap", "hyper", "rustls", "serde", "serde_json", "ureq", "utoipa"];
 /// Steps of jobs: they carry out a plan, and never see the request it was made from.
-const STEPS: [&str; 3] = ["job/inspect.rs", "job/provision.rs", "job/sanitize.rs"];
-const REQUESTS: [&str; 7] =
-    ["BootSpec", "CustomizeSpec", "ImageSpec", "JobSpec", "PartitionSpec", "ProvisionSpec", "SanitizeSpec"];
+const STEPS: [&str; 5] =
+    ["job/copy.rs", "job/customize.rs", "job/inspect.rs", "job/provision.rs", "job/sanitize.rs"];
+const REQUESTS: [&str; 13] = [
+    "BootSpec",
+    "CaptureSpec",
+    "CloneSpec",
+    "CustomizeJobSpec",
+    "CustomizeSpec",
+    "ImageSpec",
+    "JobSpec",
+    "PartitionSpec",
+    "ProvisionSpec",
+    "RestoreSpec",
+    "SanitizeSpec",
+    "StreamSource",
+    "StreamTarget",
+];
 const LICENSES: [&str; 12] = [
     "0BSD",
     "Apache-2.0",

@@ -124,7 +124,7 @@ pub struct Ended {
 }
 
 impl Ended {
-    fn of(output: Output) -> Self {
+    pub fn of(output: Output) -> Self {
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let mut ended = Self {
             status: output.status.code().unwrap_or(-1),

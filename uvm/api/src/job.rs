@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Device, Problem, ProvisionSpec};
+use crate::{CaptureSpec, CloneSpec, CustomizeSpec, Device, Problem, ProvisionSpec, RestoreSpec};
 
 /// A job to carry out, told apart by `kind`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -15,6 +15,14 @@ pub enum JobSpec {
     Provision(Box<ProvisionSpec>),
     /// Overwrite a whole device and read it back.
     Sanitize(SanitizeSpec),
+    /// Copy a whole device onto another.
+    Clone(CloneSpec),
+    /// Send a whole device to an HTTP server as one Zstandard stream. Writes nothing to the device.
+    Capture(CaptureSpec),
+    /// Write a captured device back.
+    Restore(Box<RestoreSpec>),
+    /// Change a machine that is installed on a disk.
+    Customize(Box<CustomizeJobSpec>),
 }
 
 impl JobSpec {
@@ -24,16 +32,25 @@ impl JobSpec {
             Self::Inspect(spec) => spec.id.as_deref(),
             Self::Provision(spec) => spec.id.as_deref(),
             Self::Sanitize(spec) => spec.id.as_deref(),
+            Self::Clone(spec) => spec.id.as_deref(),
+            Self::Capture(spec) => spec.id.as_deref(),
+            Self::Restore(spec) => spec.id.as_deref(),
+            Self::Customize(spec) => spec.id.as_deref(),
         }
     }
 
     /// Sets the id, where the caller gave it beside the document.
     pub fn set_id(&mut self, id: String) {
-        match self {
-            Self::Inspect(spec) => spec.id = Some(id),
-            Self::Provision(spec) => spec.id = Some(id),
-            Self::Sanitize(spec) => spec.id = Some(id),
-        }
+        let of_spec = match self {
+            Self::Inspect(spec) => &mut spec.id,
+            Self::Provision(spec) => &mut spec.id,
+            Self::Sanitize(spec) => &mut spec.id,
+            Self::Clone(spec) => &mut spec.id,
+            Self::Capture(spec) => &mut spec.id,
+            Self::Restore(spec) => &mut spec.id,
+            Self::Customize(spec) => &mut spec.id,
+        };
+        *of_spec = Some(id);
     }
 
     /// The plan the caller agreed to.
@@ -42,16 +59,37 @@ impl JobSpec {
             Self::Inspect(_) => None,
             Self::Provision(spec) => spec.plan_hash.as_deref(),
             Self::Sanitize(spec) => spec.plan_hash.as_deref(),
+            Self::Clone(spec) => spec.plan_hash.as_deref(),
+            Self::Capture(spec) => spec.plan_hash.as_deref(),
+            Self::Restore(spec) => spec.plan_hash.as_deref(),
+            Self::Customize(spec) => spec.plan_hash.as_deref(),
         }
     }
 
-    /// The device it is about.
+    /// The device it is about: the one written to, where one is.
     pub fn device(&self) -> &DeviceRef {
         match self {
             Self::Inspect(spec) => &spec.device,
             Self::Provision(spec) => &spec.device,
             Self::Sanitize(spec) => &spec.device,
+            Self::Clone(spec) => &spec.device,
+            Self::Capture(spec) => &spec.device,
+            Self::Restore(spec) => &spec.device,
+            Self::Customize(spec) => &spec.device,
         }
+    }
+
+    /// The device that is read besides the one it is about.
+    pub fn source_device(&self) -> Option<&DeviceRef> {
+        match self {
+            Self::Clone(spec) => Some(&spec.source),
+            _ => None,
+        }
+    }
+
+    /// Every device that the job holds, the one it is about first.
+    pub fn devices(&self) -> Vec<&DeviceRef> {
+        std::iter::once(self.device()).chain(self.source_device()).collect()
     }
 
     /// The name of the kind on the wire.
@@ -60,12 +98,33 @@ impl JobSpec {
             Self::Inspect(_) => "inspect",
             Self::Provision(_) => "provision",
             Self::Sanitize(_) => "sanitize",
+            Self::Clone(_) => "clone",
+            Self::Capture(_) => "capture",
+            Self::Restore(_) => "restore",
+            Self::Customize(_) => "customize",
         }
     }
 
-    /// Whether it writes to the device.
+    /// Whether it writes to the device it is about.
     pub fn writes(&self) -> bool {
-        !matches!(self, Self::Inspect(_))
+        !matches!(self, Self::Inspect(_) | Self::Capture(_))
+    }
+
+    /// Whether nothing of what is on the device stays.
+    pub fn replaces_contents(&self) -> bool {
+        self.writes() && !matches!(self, Self::Customize(_))
+    }
+
+    /// The same job without what only opens doors: a renewed credential makes it no other job.
+    #[must_use]
+    pub fn without_credentials(&self) -> Self {
+        let mut spec = self.clone();
+        match &mut spec {
+            Self::Capture(spec) => spec.destination.authorization = None,
+            Self::Restore(spec) => spec.source.authorization = None,
+            _ => {}
+        }
+        spec
     }
 }
 
@@ -109,6 +168,22 @@ pub struct SanitizeSpec {
     /// What is written.
     #[serde(default)]
     pub pattern: OverwritePattern,
+    /// The plan the caller agreed to; nothing is written where the plan is another now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan_hash: Option<String>,
+}
+
+/// `customize`: changes a machine that is installed on a disk and not running. What is not named stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CustomizeJobSpec {
+    /// Job id and idempotency key; made up where it is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The disk of the machine.
+    pub device: DeviceRef,
+    /// What changes; a missing `network` leaves the machine's as it is.
+    pub customize: CustomizeSpec,
     /// The plan the caller agreed to; nothing is written where the plan is another now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan_hash: Option<String>,
@@ -159,6 +234,9 @@ pub enum DiskState {
     Untouched,
     /// Something was written; there is no partition table, nothing will boot.
     PartialUnbootable,
+    /// A machine was being changed in place. Its partition table and file systems stand and every file is whole,
+    /// but not all of what was asked need be there; the same job again completes it.
+    Modified,
     /// Everything is in place, verified.
     Complete,
     /// A state this version does not know.
@@ -224,6 +302,48 @@ pub enum JobResult {
         /// Bytes read back and compared.
         verified_bytes: u64,
     },
+    /// Of `clone`.
+    Clone {
+        /// Size of the source.
+        device_bytes: u64,
+        /// Bytes of the source that were written, those in ranges of zeroes left out.
+        copied_bytes: u64,
+        /// Bytes of the source in ranges of zeroes, which the target reads as zero too.
+        zero_bytes: u64,
+        /// Bytes of the target read back and compared.
+        verified_bytes: u64,
+        /// SHA-256 of the source's whole contents, as `sha256:…`.
+        digest: String,
+    },
+    /// Of `capture`.
+    Capture {
+        /// SHA-256 of the stream that was sent, as `sha256:…`.
+        digest: String,
+        /// Size of the stream.
+        size_bytes: u64,
+        /// Size of the device.
+        device_bytes: u64,
+        /// Bytes of the device in ranges of zeroes.
+        zero_bytes: u64,
+    },
+    /// Of `restore`.
+    Restore {
+        /// SHA-256 of the stream that came, as `sha256:…`.
+        digest: String,
+        /// Bytes the stream unpacked to.
+        device_bytes: u64,
+        /// Bytes of them in ranges of zeroes.
+        zero_bytes: u64,
+        /// Bytes of the device read back and compared.
+        verified_bytes: u64,
+    },
+    /// Of `customize`.
+    Customize {
+        /// What was changed, in words.
+        changed: Vec<String>,
+        /// What is worth knowing besides.
+        notes: Vec<String>,
+    },
 }
 
 /// A job as `GET /v1/jobs/{id}` tells it.
@@ -231,7 +351,7 @@ pub enum JobResult {
 pub struct Job {
     /// Id.
     pub id: String,
-    /// `inspect`, `provision` or `sanitize`.
+    /// Its kind, as in its specification.
     pub kind: String,
     /// Serial of its device.
     pub device: String,

@@ -4,6 +4,7 @@
 //! that an older client survives a newer appliance. Sizes are bytes unless the name says MiB, times are
 //! RFC 3339 in UTC, rates are bytes per second.
 
+mod copy;
 mod device;
 mod event;
 mod job;
@@ -12,11 +13,12 @@ mod plan;
 mod problem;
 mod provision;
 
+pub use copy::{CaptureSpec, CloneSpec, RestoreSpec, Secret, StreamSource, StreamTarget};
 pub use device::{Device, FileSystem, Partition, PartitionTable};
 pub use event::{Event, EventBody};
 pub use job::{
-    DeviceRef, DiskState, InspectSpec, Job, JobResult, JobSpec, JobState, OverwritePattern, SanitizeSpec,
-    StepProgress, Technique,
+    CustomizeJobSpec, DeviceRef, DiskState, InspectSpec, Job, JobResult, JobSpec, JobState, OverwritePattern,
+    SanitizeSpec, StepProgress, Technique,
 };
 pub use node::{Health, Node, PowerAction, PowerRequest};
 pub use plan::{Extent, Plan, PlannedPartition, PlannedStep};

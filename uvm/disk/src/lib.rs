@@ -1,5 +1,6 @@
-//! Bytes on a block device: partition tables, file systems, sanitization. No syscalls.
+//! Bytes on a block device: partition tables, file systems, whole copies, sanitization. No syscalls.
 
+pub mod copy;
 mod device;
 mod error;
 pub mod ext4;

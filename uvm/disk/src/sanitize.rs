@@ -46,14 +46,13 @@ fn pieces(device: &dyn BlockDevice, mut step: impl FnMut(u64, usize) -> Result<(
 
 /// Writes the pattern over every byte, with plain writes: nothing a device could offload or forget.
 ///
-/// Head and tail are zeroed and flushed first, so that an interruption leaves no partition table.
-/// `progress` gets the bytes written so far; its error ends the work.
+/// The caller zeroes head and tail before ([`crate::gpt::wipe_tables`]), so that an interruption leaves no partition
+/// table. `progress` gets the bytes written so far; its error ends the work.
 pub fn overwrite(
     device: &dyn BlockDevice,
     pattern: Pattern,
     progress: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<()> {
-    crate::gpt::wipe_tables(device)?;
     let mut buffer = vec![0; BUFFER_LEN as usize];
     pieces(device, |offset, len| {
         pattern.fill(offset, &mut buffer[..len]);

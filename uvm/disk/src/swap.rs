@@ -2,13 +2,31 @@
 
 use uuid::Uuid;
 
-use crate::field::{expect, flush, put, write};
+use crate::field::{expect, flush, put, read, write};
 use crate::{BlockDevice, Error, ErrorKind, Result};
 
 /// Bytes of a label.
 const MAX_LABEL: usize = 16;
 /// The kernel refuses less.
 const MIN_PAGES: u64 = 10;
+
+/// Whether the memory of a sleeping machine lies here (hibernation, kernel or uswsusp). That machine goes on with
+/// its file systems as it remembers them, so nobody else may change them.
+pub fn holds_sleeping_machine(device: &dyn BlockDevice) -> Result<bool> {
+    for page_size in [4096, 8192, 16_384, 65_536] {
+        if page_size > device.geometry().size {
+            break;
+        }
+        let signature = read(device, page_size - 10, 10, "reading the signature of a swap area")?;
+        if [b"S1SUSPEND", b"S2SUSPEND", b"ULSUSPEND", b"LINHIB000"]
+            .iter()
+            .any(|s| signature.starts_with(&s[..]))
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
 
 /// Writes the first page, all of it, and reads it back. Nothing else of the device is touched.
 pub fn write_swap_header(device: &dyn BlockDevice, uuid: Uuid, label: &str, page_size: u32) -> Result<()> {

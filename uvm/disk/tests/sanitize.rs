@@ -79,6 +79,37 @@ fn every_byte_is_overwritten() {
 }
 
 #[test]
+fn every_byte_is_written_once() {
+    struct Counted(Memory, AtomicU64);
+    impl BlockDevice for Counted {
+        fn geometry(&self) -> Geometry {
+            self.0.geometry()
+        }
+        fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+            self.0.read_at(offset, buf)
+        }
+        fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+            self.1.fetch_add(buf.len() as u64, Ordering::Relaxed);
+            self.0.write_at(offset, buf)
+        }
+        fn write_zeroes(&self, _: u64, _: u64) -> io::Result<()> {
+            unreachable!("an overwrite is never offloaded")
+        }
+        fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+            unreachable!("an overwrite is never offloaded")
+        }
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    for block in [512, 4096] {
+        let disk = Counted(Memory::new((5 << 20) + 4096, block), AtomicU64::new(0));
+        overwrite(&disk, Pattern::Zero, &mut |_| Ok(())).unwrap();
+        assert_eq!(disk.1.load(Ordering::Relaxed), (5 << 20) + 4096);
+    }
+}
+
+#[test]
 fn a_lie_is_found() {
     for (flip, drop) in [((3 << 20) + 77, NEVER), (NEVER, 2 << 20)] {
         let liar = Liar::new(flip, drop, 512);

@@ -33,18 +33,31 @@ pub(crate) trait Inventory: Send + Sync {
         })?;
         let mut found: Vec<Attached> =
             attached.into_iter().filter(|device| !serial.is_empty() && device.serial == serial).collect();
+        let refused =
+            |code, detail| JobError { device: Some(serial.to_owned()), ..JobError::new(code, detail) };
         match (found.pop(), found.is_empty()) {
             (Some(device), true) => Ok(device),
-            (Some(_), false) => Err(JobError::new(
+            (Some(_), false) => Err(refused(
                 ErrorCode::DeviceChanged,
                 format!("{} devices have the serial {serial:?}; give each its own", found.len() + 1),
             )),
-            (None, _) => Err(JobError::new(
+            (None, _) => Err(refused(
                 ErrorCode::DeviceNotFound,
                 format!("no device has the serial {serial:?}; GET /v1/devices lists those attached"),
             )),
         }
     }
+}
+
+/// Whether two serials lead to one device: on a command line each is what its user says.
+pub(crate) fn is_same(a: &Attached, b: &Attached) -> bool {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let identity = |device: &Attached| {
+        let metadata = device.node.metadata().ok()?;
+        let block = metadata.file_type().is_block_device();
+        Some(if block { (true, metadata.rdev(), 0) } else { (false, metadata.dev(), metadata.ino()) })
+    };
+    a.node == b.node || identity(a).is_some_and(|found| identity(b) == Some(found))
 }
 
 /// Opens a device, exclusively where it is to be written.
@@ -61,7 +74,7 @@ pub(crate) fn open(device: &Attached, mode: OpenMode) -> Result<KernelBlock, Job
             uvm_sys::ErrorKind::NotFound => ErrorCode::DeviceGone,
             _ => ErrorCode::Io,
         };
-        JobError { code, ..JobError::from_source(&error) }
+        JobError { code, device: Some(device.serial.clone()), ..JobError::from_source(&error) }
     })?;
     with_block_size(opened, device.logical_block_size).map_err(|error| JobError::from_source(&error))
 }

@@ -29,6 +29,8 @@ const EINTR_MAX: u32 = 1000;
 pub enum OpenMode {
     /// Shared with whoever else has it open.
     ReadOnly,
+    /// Read, while nobody writes: fails with [`ErrorKind::Busy`] where it is mounted, held, or locked by a writer.
+    ReadOnlyHeld,
     /// Exclusive: fails with [`ErrorKind::Busy`] where it is mounted, held or locked.
     ReadWrite,
 }
@@ -81,7 +83,8 @@ impl KernelBlock {
         }
         let write = mode == OpenMode::ReadWrite;
         // O_EXCL without O_CREAT on a block device: EBUSY where it is mounted or held.
-        let flags = if write && kind.is_block_device() { libc::O_EXCL } else { 0 };
+        let held = mode != OpenMode::ReadOnly;
+        let flags = if held && kind.is_block_device() { libc::O_EXCL } else { 0 };
         let file =
             OpenOptions::new().read(true).write(write).custom_flags(flags).open(path).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
@@ -93,8 +96,13 @@ impl KernelBlock {
         if kind.is_block_device() {
             Self::of_device(file, path, metadata.rdev())
         } else {
-            if write {
-                rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
+            if held {
+                let lock = if write {
+                    FlockOperation::NonBlockingLockExclusive
+                } else {
+                    FlockOperation::NonBlockingLockShared
+                };
+                rustix::fs::flock(&file, lock)
                     .map_err(|e| Error::io(format!("locking {}", path.display()), e))?;
             }
             let size = metadata.len();
@@ -122,6 +130,11 @@ impl KernelBlock {
         self.logical_block_size = bytes;
         self.physical_block_size = bytes;
         Ok(self)
+    }
+
+    /// The open device or file itself.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
     }
 
     /// The path it was opened by.

@@ -191,3 +191,22 @@ fn another_disk_under_the_same_number_is_not_ours() {
     identity.diskseq = Some("0".into());
     assert!(disk.is_gone());
 }
+
+#[test]
+fn who_holds_a_disk_to_read_it_keeps_writers_out_and_not_readers() {
+    let file = file_of(SIZE);
+    let device = Loop::attach(512);
+    let mut paths = vec![(file.path().to_owned(), true)];
+    paths.extend(device.as_ref().map(|device| (device.node.clone(), false)));
+    for (path, is_file) in paths {
+        let open = |mode| KernelBlock::open(&path, mode);
+        let reader = open(OpenMode::ReadOnlyHeld).unwrap();
+        assert_eq!(open(OpenMode::ReadWrite).unwrap_err().kind(), ErrorKind::Busy);
+        assert_eq!(open(OpenMode::ReadOnlyHeld).is_ok(), is_file, "a device has one holder");
+        open(OpenMode::ReadOnly).unwrap();
+        reader.write_at(0, &[1; 512]).unwrap_err();
+        drop(reader);
+        let _writer = open(OpenMode::ReadWrite).unwrap();
+        assert_eq!(open(OpenMode::ReadOnlyHeld).unwrap_err().kind(), ErrorKind::Busy);
+    }
+}

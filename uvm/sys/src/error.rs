@@ -24,6 +24,18 @@ pub enum ErrorKind {
     Refused,
     /// Messages were lost because they came faster than they were read.
     Overrun,
+    /// A component of the path is a symbolic link.
+    SymlinkInPath,
+    /// The name is there already.
+    Exists,
+    /// The entry is of another type than the call needs.
+    WrongType,
+    /// The directory still has entries.
+    NotEmpty,
+    /// The file system has no room left.
+    NoSpace,
+    /// A limit on size or number is passed.
+    TooLarge,
     /// Any other failure of a system call.
     Io,
 }
@@ -71,10 +83,17 @@ fn kind_of(source: &io::Error) -> ErrorKind {
         io::ErrorKind::InvalidInput => ErrorKind::Invalid,
         io::ErrorKind::InvalidData => ErrorKind::Malformed,
         io::ErrorKind::TimedOut => ErrorKind::TimedOut,
+        io::ErrorKind::AlreadyExists => ErrorKind::Exists,
+        io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory => ErrorKind::WrongType,
+        io::ErrorKind::DirectoryNotEmpty => ErrorKind::NotEmpty,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
         _ => match source.raw_os_error() {
             Some(libc::ENODEV | libc::ENXIO) => ErrorKind::NotFound,
             Some(libc::EOPNOTSUPP | libc::ENOTTY) => ErrorKind::Unsupported,
             Some(libc::ENOBUFS) => ErrorKind::Overrun,
+            Some(libc::ELOOP) => ErrorKind::SymlinkInPath,
+            // What ext4 says of damage (EFSCORRUPTED, EFSBADCRC).
+            Some(libc::EUCLEAN | libc::EBADMSG) => ErrorKind::Malformed,
             _ => ErrorKind::Io,
         },
     }
@@ -106,6 +125,11 @@ mod tests {
             (libc::EROFS, ErrorKind::PermissionDenied),
             (libc::EOPNOTSUPP, ErrorKind::Unsupported),
             (libc::ENOBUFS, ErrorKind::Overrun),
+            (libc::ELOOP, ErrorKind::SymlinkInPath),
+            (libc::EEXIST, ErrorKind::Exists),
+            (libc::ENOTDIR, ErrorKind::WrongType),
+            (libc::ENOTEMPTY, ErrorKind::NotEmpty),
+            (libc::ENOSPC, ErrorKind::NoSpace),
             (libc::EIO, ErrorKind::Io),
         ] {
             assert_eq!(Error::io("x", io::Error::from_raw_os_error(errno)).kind(), kind, "errno {errno}");

@@ -7,6 +7,8 @@
 //! | `block` | a disk or a file, opened exclusively, read and written |
 //! | `sysfs` | the list of disks |
 //! | `mount` | mounting, and what PID 1 mounts first |
+//! | `tree` | the files beneath one directory, none of which leads out of it |
+//! | `volume` | a part of a disk mounted where nobody else sees it, loop devices |
 //! | `net` | interfaces, addresses, routes (rtnetlink) |
 //! | `dhcp` | a DHCPv4 client (RFC 2131) |
 //! | `uevent` | what the kernel announces when a device comes or goes |
@@ -26,8 +28,10 @@ mod mount;
 mod net;
 mod power;
 mod sysfs;
+mod tree;
 mod tty;
 mod uevent;
+mod volume;
 
 pub use block::{KernelBlock, OpenMode};
 pub use dhcp::{Lease, acquire, renew};
@@ -44,5 +48,7 @@ pub use power::{
     PowerCallback, PowerRequest, block_signals_and_reap, on_power_button, power_off, reap_children, reboot,
 };
 pub use sysfs::{BlockDeviceInfo, Transport, enumerate};
+pub use tree::{FileAttributes, FileMetadata, FileType, NewFile, Tree};
 pub use tty::{active_consoles, attach_console, kmsg, open_tty, set_console_log_level, set_winsize_default};
 pub use uevent::{Action, Uevent, UeventSocket};
+pub use volume::{Access, Volume};

@@ -1,7 +1,8 @@
 //! `/etc/hostname` and the line of `/etc/hosts` that makes the name resolve without a network.
 
-use super::{Guest, invalid, lines};
-use crate::error::Result;
+use super::{Guest, absolute, invalid, lines};
+use crate::error::{Error, ErrorKind, Result};
+use crate::tree::{Kind, resolve, resolve_parent};
 
 /// RFC 1123 section 2.1, and the 64 bytes that the kernel keeps.
 pub(super) fn validate(hostname: &str) -> Result<()> {
@@ -18,11 +19,31 @@ pub(super) fn validate(hostname: &str) -> Result<()> {
 }
 
 pub(super) fn set(guest: &mut Guest<'_>, hostname: &str) -> Result<()> {
-    guest.write("/etc/hostname", 0o644, format!("{hostname}\n").as_bytes())?;
+    check_hosts(guest)?;
+    let contents = format!("{hostname}\n").into_bytes();
+    let path = resolve_parent(guest.tree, &absolute("/etc/hostname")?)?;
+    match guest.tree.metadata(&path)?.map(|metadata| metadata.kind) {
+        // An installed machine's file keeps its mode and its label.
+        Some(Kind::File { .. }) => guest.edit("/etc/hostname", 0o644, &mut |_| Ok(contents.clone()))?,
+        _ => guest.write("/etc/hostname", 0o644, &contents)?,
+    }
     let short = hostname.split('.').next().unwrap_or(hostname);
     let names = if short == hostname { hostname.to_owned() } else { format!("{hostname} {short}") };
     let ours = format!("127.0.1.1\t{names}");
     guest.edit("/etc/hosts", 0o644, &mut |old| Ok(hosts(old, &ours)))
+}
+
+/// The second file is looked at before the first is written, or a machine would be left with two names.
+fn check_hosts(guest: &Guest<'_>) -> Result<()> {
+    guest.read("/etc/hosts")?;
+    let path = resolve(guest.tree, &absolute("/etc/hosts")?)?;
+    let parent = path.parent().unwrap_or_default();
+    // What is missing at the very beginning is made: an image may have no /etc yet.
+    let made = parent == absolute("/etc")?;
+    if made || guest.tree.metadata(&parent)?.is_some() {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::NotFound, format!("/etc/hosts leads to {path}, where there is no directory")))
 }
 
 /// Replaces the 127.0.1.1 line, or adds it after 127.0.0.1; an empty file gets the loopback lines too.
@@ -50,6 +71,52 @@ fn hosts(old: &[u8], ours: &str) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::MemoryTree;
+    use crate::path::GuestPath;
+    use crate::tree::{Attributes, GuestTree, Timestamp, create_dir_all, write_bytes};
+
+    const AT: Attributes =
+        Attributes { mode: 0o600, uid: 5, gid: 6, mtime: Timestamp { seconds: 1, nanoseconds: 0 } };
+
+    fn p(path: &str) -> GuestPath {
+        GuestPath::absolute(path).unwrap()
+    }
+
+    fn set_in(tree: &mut MemoryTree) -> Result<()> {
+        set(&mut Guest { tree, timestamp: Timestamp::default() }, "web-2.example")
+    }
+
+    #[test]
+    fn an_installed_machine_keeps_mode_owner_and_label() {
+        let mut tree = MemoryTree::new();
+        create_dir_all(&mut tree, &p("/etc"), AT).unwrap();
+        write_bytes(&mut tree, &p("/etc/hostname"), AT, b"web-1\n").unwrap();
+        let label = (b"security.selinux".to_vec(), b"system_u:object_r:hostname_etc_t:s0".to_vec());
+        tree.set_xattr(&p("/etc/hostname"), &label.0, &label.1).unwrap();
+        set_in(&mut tree).unwrap();
+        assert_eq!(tree.read(&p("/etc/hostname"), 99).unwrap(), b"web-2.example\n");
+        assert_eq!(tree.xattrs(&p("/etc/hostname")).unwrap(), [label]);
+        let attributes = tree.metadata(&p("/etc/hostname")).unwrap().unwrap().attributes;
+        assert_eq!(attributes, Attributes { mtime: Timestamp::default(), ..AT });
+    }
+
+    #[test]
+    fn a_hosts_file_that_cannot_be_written_is_found_before_the_name_is() {
+        const NOWHERE: &[u8] = b"../../../../somewhere/else/hosts";
+        for prepare in [
+            (|tree| tree.symlink(&p("/etc/hosts"), NOWHERE, AT)) as fn(&mut MemoryTree) -> Result<()>,
+            |tree| tree.create_dir(&p("/etc/hosts"), AT),
+            |tree| tree.symlink(&p("/etc/hosts"), b"hosts", AT),
+        ] {
+            let mut tree = MemoryTree::new();
+            create_dir_all(&mut tree, &p("/etc"), AT).unwrap();
+            write_bytes(&mut tree, &p("/etc/hostname"), AT, b"web-1\n").unwrap();
+            prepare(&mut tree).unwrap();
+            set_in(&mut tree).unwrap_err();
+            assert_eq!(tree.read(&p("/etc/hostname"), 99).unwrap(), b"web-1\n");
+        }
+        set_in(&mut MemoryTree::new()).unwrap();
+    }
 
     #[test]
     fn names_after_rfc_1123() {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use uvm_disk::{BlockDevice, Geometry};
 use uvm_sys::KernelBlock;
 
-use crate::job::{CancelledMarker, Progress};
+use crate::job::{CancelledMarker, Progress, SourceFault};
 
 /// The device of a running job.
 pub(crate) struct JobDevice {
@@ -56,6 +56,41 @@ impl BlockDevice for JobDevice {
     }
     fn flush(&self) -> io::Result<()> {
         self.block.flush()
+    }
+}
+
+/// The device that a running job reads: counted, cancellable, and named by its errors.
+pub(crate) struct JobSource {
+    pub(crate) block: KernelBlock,
+    pub(crate) serial: String,
+    pub(crate) progress: Arc<Progress>,
+}
+
+impl BlockDevice for JobSource {
+    fn geometry(&self) -> Geometry {
+        geometry(&self.block)
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        if self.progress.is_cancelled() {
+            return Err(io::Error::other(CancelledMarker));
+        }
+        self.block.read_at(offset, buf).map_err(|error| {
+            io::Error::new(error.kind(), SourceFault { serial: self.serial.clone(), error })
+        })?;
+        self.progress.add_read(buf.len() as u64);
+        Ok(())
+    }
+    fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        Err(refused())
+    }
+    fn write_zeroes(&self, _: u64, _: u64) -> io::Result<()> {
+        Err(refused())
+    }
+    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+        Err(refused())
+    }
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
     }
 }
 

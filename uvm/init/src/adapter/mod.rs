@@ -2,3 +2,4 @@
 
 pub(crate) mod block;
 pub(crate) mod builder;
+pub(crate) mod mounted;

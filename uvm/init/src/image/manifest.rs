@@ -47,8 +47,8 @@ pub(crate) struct Layer {
     pub(crate) size: u64,
     /// How the tar is packed.
     pub(crate) compression: Compression,
-    /// Of the uncompressed tar.
-    pub(crate) diff_id: Digest,
+    /// Of the uncompressed tar; a stream that is no layer of an image has none.
+    pub(crate) diff_id: Option<Digest>,
 }
 
 /// What we use of an image's configuration.
@@ -258,7 +258,7 @@ impl Manifest {
                 digest: blob.digest,
                 size: blob.size,
                 compression,
-                diff_id,
+                diff_id: Some(diff_id),
             })
             .collect();
         Ok((ImageConfig { os: raw.os, architecture: raw.architecture, diff_ids }, layers))

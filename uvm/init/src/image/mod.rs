@@ -1,6 +1,6 @@
 //! The client of the image store: OCI images from a layout behind any static web server, from a layout in
-//! a local folder, and from a registry. Owns everything between a digest in a job and a verified stream of
-//! tar bytes; what the tar says is somebody else's business.
+//! a local folder, and from a registry; captured devices to a server and back. Owns everything between a digest in
+//! a job and a verified stream of bytes; what they say is somebody else's business.
 //!
 //! Standards: OCI image specification 1.1 (layout, index, manifest, config, layer), the pull part of the
 //! OCI distribution specification 1.1, RFC 9110 (ranges, authentication, redirects).
@@ -19,6 +19,7 @@ mod error;
 mod layer;
 mod manifest;
 mod reference;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod transport;
@@ -39,6 +40,7 @@ pub(crate) use error::{ImageError, ImageErrorKind, Result};
 pub(crate) use layer::LayerReader;
 pub(crate) use manifest::{ImageConfig, Layer};
 pub(crate) use reference::{Digest, ImageReference, Platform, Source};
+pub(crate) use stream::{SendError, StreamPlace};
 
 /// The most indexes on the way to a manifest.
 const MAX_INDEX_DEPTH: u32 = 2;

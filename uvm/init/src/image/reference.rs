@@ -133,6 +133,7 @@ pub(super) enum Sort {
 }
 
 /// Where one blob is.
+#[derive(Clone)]
 pub(super) enum Location {
     /// Behind a URL.
     Http {

@@ -1,4 +1,4 @@
-//! One GET over HTTP: which certificates are trusted, which redirects are followed, and how a store's
+//! One GET or PUT over HTTP: which certificates are trusted, which redirects are followed, and how a store's
 //! challenge is answered (RFC 9110 section 11, and the distribution API's bearer tokens).
 
 use std::collections::HashMap;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
-use ureq::{Agent, Body, http};
+use ureq::{Agent, Body, SendBody, http};
 
 use super::ClientOptions;
 use super::error::{ImageError, ImageErrorKind, Result};
@@ -19,6 +19,8 @@ use super::url::{Credentials, Url};
 const MAX_REDIRECTS: usize = 5;
 /// The most bytes of a token server's answer.
 const MAX_TOKEN_BYTES: u64 = 64 << 10;
+/// The longest silence of a server that got everything and makes it durable before it answers.
+const STORE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// An answer, whatever its status.
 pub(super) type Response = http::Response<Body>;
@@ -40,6 +42,25 @@ impl Transport {
         }
         agents.push(agent(options, RootCerts::WebPki));
         Ok(Self { agents, authorizations: Mutex::default() })
+    }
+
+    /// The value to send to whatever is in this scope, from the first request on.
+    pub(super) fn authorize(&self, scope: &str, authorization: &str) {
+        let mut authorizations = self.authorizations.lock().unwrap_or_else(PoisonError::into_inner);
+        authorizations.insert(scope.to_owned(), authorization.to_owned());
+    }
+
+    /// Sends `body` to `url`. Once only: it cannot be read twice, so nothing is redirected or tried again.
+    pub(super) fn put(&self, url: &Url, headers: &[(&str, &str)], body: &mut dyn Read) -> Result<Response> {
+        self.with_trust(url, |agent| {
+            let mut request =
+                agent.put(url.to_string()).config().timeout_per_read(Some(STORE_TIMEOUT)).build();
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            // A server whose certificate is refused was not sent a byte of it.
+            request.send(SendBody::from_reader(body))
+        })
     }
 
     /// Gets `url`; a 401 is answered once with a token or with the credentials.
@@ -98,8 +119,7 @@ impl Transport {
     }
 
     fn get_once(&self, url: &Url, headers: &[(&str, &str)], authorization: Option<&str>) -> Result<Response> {
-        let mut untrusted = None;
-        for agent in &self.agents {
+        self.with_trust(url, |agent| {
             let mut request = agent.get(url.to_string());
             for (name, value) in headers {
                 request = request.header(*name, *value);
@@ -107,7 +127,19 @@ impl Transport {
             if let Some(value) = authorization {
                 request = request.header("authorization", value);
             }
-            match request.call() {
+            request.call()
+        })
+    }
+
+    /// One request, with one set of trusted authorities after the other.
+    fn with_trust(
+        &self,
+        url: &Url,
+        mut call: impl FnMut(&Agent) -> std::result::Result<Response, ureq::Error>,
+    ) -> Result<Response> {
+        let mut untrusted = None;
+        for agent in &self.agents {
+            match call(agent) {
                 Ok(response) => return Ok(response),
                 Err(error) if is_certificate_error(&error) => untrusted = Some(error),
                 Err(error) => return Err(failure(url, error)),

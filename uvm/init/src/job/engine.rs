@@ -5,7 +5,7 @@
 //!    └ same id again: the same job        └ a panic is this job's failure, not the node's
 //! ```
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,17 +13,16 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 use uvm_api::{
-    Device, DiskState, ErrorCode, Event, EventBody, Job, JobResult, JobSpec, JobState, Plan as WirePlan,
-    Problem, Retry,
+    Device, DeviceRef, DiskState, ErrorCode, Event, EventBody, Job, JobResult, JobSpec, JobState,
+    Plan as WirePlan, Problem, Retry,
 };
-use uvm_sys::OpenMode;
 
+use super::context::Context;
 use super::journal::{Journal, now};
 use super::plan::{self, Observed, Plan, Work};
-use super::{JobError, Progress, inspect, provision, sanitize};
-use crate::adapter::block::JobDevice;
+use super::{JobError, Progress, copy, customize, inspect, provision, sanitize};
 use crate::image::ClientOptions;
-use crate::inventory::{self, Attached, Inventory};
+use crate::inventory::{self, Inventory};
 
 /// Jobs that may run at once, however much memory there is.
 const MAX_RUNNING: usize = 32;
@@ -72,9 +71,20 @@ pub(crate) struct Engine {
 struct Jobs {
     by_id: HashMap<String, Arc<Entry>>,
     order: VecDeque<String>,
-    /// Device serial to the id of the job that holds it.
+    /// Device serial to the id of the job that holds it; a job's devices come and go together.
     held: HashMap<String, String>,
     shutting_down: bool,
+}
+
+impl Jobs {
+    /// The jobs that hold a device, in order of their ids; a job may hold two.
+    fn running(&self) -> BTreeSet<&str> {
+        self.held.values().map(String::as_str).collect()
+    }
+
+    fn release(&mut self, id: &str) {
+        self.held.retain(|_, holder| holder != id);
+    }
 }
 
 struct Entry {
@@ -92,64 +102,6 @@ struct Outcome {
     state: JobState,
     result: Option<JobResult>,
     problem: Option<Problem>,
-}
-
-/// What a job's steps work with.
-pub(crate) struct Context<'a> {
-    pub(crate) plan: &'a Plan,
-    pub(crate) progress: &'a Arc<Progress>,
-    pub(crate) inventory: &'a dyn Inventory,
-    pub(crate) options: &'a Options,
-}
-
-impl Context<'_> {
-    /// Carries out the step of that name in the plan.
-    pub(crate) fn step<T>(
-        &self,
-        name: &str,
-        work: impl FnOnce() -> Result<T, JobError>,
-    ) -> Result<T, JobError> {
-        let index = self.plan.steps.iter().position(|step| step.name == name);
-        let index = index.expect("every step that is carried out stands in the plan");
-        let step = &self.plan.steps[index];
-        self.progress.step(index + 1, step, || {
-            if step.writes {
-                self.check_identity()?;
-            }
-            work()
-        })
-    }
-
-    /// The device is still the one that the plan was made for.
-    pub(crate) fn check_identity(&self) -> Result<Attached, JobError> {
-        let planned = &self.plan.device;
-        let found = self.inventory.find(&planned.serial).map_err(|error| match error.code {
-            ErrorCode::DeviceNotFound => {
-                let detail = format!("device {:?} was detached while the job ran", planned.serial);
-                JobError::new(ErrorCode::DeviceGone, detail)
-            }
-            _ => error,
-        })?;
-        if found != *planned {
-            return Err(JobError::new(
-                ErrorCode::DeviceChanged,
-                format!("device {:?} is not the one that was planned for any more", planned.serial),
-            ));
-        }
-        Ok(found)
-    }
-
-    /// Opens the planned device for writing, exclusively.
-    pub(crate) fn open_target(&self) -> Result<uvm_disk::Device, JobError> {
-        let attached = self.check_identity()?;
-        let block = inventory::open(&attached, OpenMode::ReadWrite)?;
-        if block.size() != attached.size_bytes || block.is_gone() {
-            return Err(JobError::new(ErrorCode::DeviceChanged, "the device changed while it was opened"));
-        }
-        // What was opened by name is held now; the serial must still lead to it.
-        self.check_identity()?;
-        Ok(Arc::new(JobDevice::new(block, Arc::clone(self.progress))))
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -188,29 +140,39 @@ impl Engine {
     }
 
     fn make_plan(&self, spec: &JobSpec, id: &str) -> Result<Plan, Problem> {
-        let serial = spec.device().serial.clone();
-        let made = self.inventory.find(&serial).and_then(|attached| {
-            let contents = inspect::observe(&attached);
-            let blank_edges = match spec.device().must_be_blank {
-                true => Some(inspect::has_blank_edges(&attached)?),
-                false => None,
-            };
-            plan::plan(spec, id, &Observed { attached, contents, blank_edges })
+        let made = self.observe(spec.device()).and_then(|observed| {
+            let source = spec.source_device().map(|source| self.observe(source)).transpose()?;
+            if let Some(source) = &source
+                && inventory::is_same(&observed.attached, &source.attached)
+            {
+                let detail = format!("{:?} is the source and the target", source.attached.serial);
+                return Err(JobError::new(ErrorCode::InvalidRequest, detail));
+            }
+            plan::plan(spec, id, &observed, source.as_ref())
         });
         made.map_err(|error| Problem {
             instance: None,
-            ..error.into_problem(&serial, Some("plan"), Some(DiskState::Untouched))
+            ..error.into_problem(&spec.device().serial, Some("plan"), Some(DiskState::Untouched))
         })
+    }
+
+    fn observe(&self, device: &DeviceRef) -> Result<Observed, JobError> {
+        let attached = self.inventory.find(&device.serial)?;
+        let contents = inspect::observe(&attached);
+        let blank_edges = match device.must_be_blank {
+            true => Some(inspect::has_blank_edges(&attached)?),
+            false => None,
+        };
+        Ok(Observed { attached, contents, blank_edges })
     }
 
     /// Takes a job and starts it. The same job again is answered with the job as it stands.
     pub(crate) fn submit(self: &Arc<Self>, mut spec: JobSpec) -> Result<Submitted, Problem> {
         let id = Self::identify(&mut spec)?;
-        let serial = spec.device().serial.clone();
         if let Some(job) = self.hold(&id, &spec)? {
             return Ok(Submitted { job, created: false });
         }
-        let mut hold = Hold { engine: self, serial, handed_over: false };
+        let mut hold = Hold { engine: self, id: &id, handed_over: false };
         let started = self.make_plan(&spec, &id).and_then(|plan| self.start(&id, &spec, plan));
         match started {
             Ok(entry) => {
@@ -221,14 +183,14 @@ impl Engine {
         }
     }
 
-    /// Reserves the job's device; the job itself where it is known already. One that failed for a reason that may
-    /// have gone away is forgotten and begins anew: that is what `retry` promised.
+    /// Reserves the job's devices, all or none; the job itself where it is known already. One that failed for a reason
+    /// that may have gone away is forgotten and begins anew: that is what `retry` promised.
     fn hold(&self, id: &str, spec: &JobSpec) -> Result<Option<Job>, Problem> {
         let serial = &spec.device().serial;
         let refuse = |code, detail: String| Err(JobError::new(code, detail).into_problem(serial, None, None));
         let mut jobs = lock(&self.jobs);
         if let Some(known) = jobs.by_id.get(id) {
-            if known.spec != *spec {
+            if known.spec != spec.without_credentials() {
                 let detail =
                     format!("job {id:?} was submitted before with another specification; use a new id");
                 return refuse(ErrorCode::JobConflict, detail);
@@ -240,25 +202,28 @@ impl Engine {
         if jobs.shutting_down {
             return refuse(ErrorCode::Overloaded, "the node is shutting down".to_owned());
         }
-        if let Some(holder) = jobs.held.get(serial) {
-            let detail = format!("device {serial:?} is held by job {holder:?}; wait for it or cancel it");
+        let devices = spec.devices();
+        if let Some((busy, holder)) =
+            devices.iter().find_map(|device| jobs.held.get_key_value(&device.serial))
+        {
+            let detail = format!("device {busy:?} is held by job {holder:?}; wait for it or cancel it");
             let error =
                 JobError { holder: Some(holder.clone()), ..JobError::new(ErrorCode::DeviceBusy, detail) };
-            return Err(error.into_problem(serial, None, None));
+            return Err(error.into_problem(busy, None, None));
         }
-        if jobs.held.values().any(|holder| holder == id) {
+        if jobs.running().contains(id) {
             let detail = format!("job {id:?} is being planned for another device; a job has one id");
             return refuse(ErrorCode::JobConflict, detail);
         }
         let most = self.options.max_running;
-        if jobs.held.len() >= most {
+        if jobs.running().len() >= most {
             let detail =
                 format!("{most} jobs run, as many as this node's memory carries; send the job again later");
             return refuse(ErrorCode::Overloaded, detail);
         }
         jobs.by_id.remove(id);
         jobs.order.retain(|known| known != id);
-        jobs.held.insert(serial.clone(), id.to_owned());
+        jobs.held.extend(devices.iter().map(|device| (device.serial.clone(), id.to_owned())));
         Ok(None)
     }
 
@@ -282,9 +247,12 @@ impl Engine {
         });
         let progress = Arc::new(Progress::new(Arc::clone(&journal)));
         progress.set_steps(plan.steps.len());
+        if matches!(plan.work, Work::Customize(_)) {
+            progress.set_in_place();
+        }
         let entry = Arc::new(Entry {
             id: id.to_owned(),
-            spec: spec.clone(),
+            spec: spec.without_credentials(),
             plan,
             journal,
             progress,
@@ -341,6 +309,10 @@ impl Engine {
             Work::Inspect => inspect::execute(&context),
             Work::Sanitize(work) => sanitize::execute(&context, work),
             Work::Provision(work) => provision::execute(&context, work),
+            Work::Clone => copy::clone(&context),
+            Work::Capture(work) => copy::capture(&context, work),
+            Work::Restore(work) => copy::restore(&context, work),
+            Work::Customize(work) => customize::execute(&context, work),
         }))
         .unwrap_or_else(|panic| {
             let text = panic
@@ -353,8 +325,8 @@ impl Engine {
         let outcome = outcome.map_err(|error| Self::find_the_cause(&context, error));
         let (outcome, last_event) = Self::end(entry, outcome);
         *lock(&entry.outcome) = Some(outcome);
-        lock(&self.jobs).held.remove(&entry.plan.device.serial);
-        // Last, so that whoever sees it finds the job ended and the device free.
+        lock(&self.jobs).release(&entry.id);
+        // Last, so that whoever sees it finds the job ended and its devices free.
         entry.journal.record(last_event);
     }
 
@@ -461,7 +433,7 @@ impl Engine {
 
     /// How many jobs run now.
     pub(crate) fn running(&self) -> usize {
-        lock(&self.jobs).held.len()
+        lock(&self.jobs).running().len()
     }
 
     /// Takes jobs again: the power did not go away.
@@ -474,13 +446,12 @@ impl Engine {
         let running: Vec<String> = {
             let mut jobs = lock(&self.jobs);
             if !jobs.held.is_empty() && !cancel_jobs {
-                let mut ids: Vec<&str> = jobs.held.values().map(String::as_str).collect();
-                ids.sort_unstable();
+                let ids: Vec<&str> = jobs.running().into_iter().collect();
                 let detail = format!("jobs are running: {}; wait, or send cancel_jobs: true", ids.join(", "));
                 return Err(Problem { status: 409, ..Problem::new(ErrorCode::DeviceBusy, detail) });
             }
             jobs.shutting_down = true;
-            jobs.held.values().cloned().collect()
+            jobs.running().into_iter().map(str::to_owned).collect()
         };
         // What is still being planned finds the flag when it wants to start.
         for id in &running {
@@ -494,18 +465,18 @@ impl Engine {
     }
 }
 
-/// A device held for a job that is not running yet; let go if it never will be, whatever the reason.
+/// The devices held for a job that is not running yet; let go if it never will be, whatever the reason.
 struct Hold<'e> {
     engine: &'e Engine,
-    serial: String,
-    /// The job's thread lets go of the device now.
+    id: &'e str,
+    /// The job's thread lets go of them now.
     handed_over: bool,
 }
 
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
         if !self.handed_over {
-            lock(&self.engine.jobs).held.remove(&self.serial);
+            lock(&self.engine.jobs).release(self.id);
         }
     }
 }
@@ -546,10 +517,12 @@ impl Entry {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use uvm_api::{DeviceRef, OverwritePattern, SanitizeSpec, Technique};
+    use uvm_api::{
+        CaptureSpec, CloneSpec, DeviceRef, OverwritePattern, SanitizeSpec, Secret, StreamTarget, Technique,
+    };
 
     use super::*;
-    use crate::inventory::CommandLineInventory;
+    use crate::inventory::{Attached, CommandLineInventory};
 
     /// A real inventory that fails from its n-th question on.
     struct Failing {
@@ -649,6 +622,128 @@ mod tests {
         assert_eq!(engine.submit(sanitize("j2")).unwrap_err().code, ErrorCode::Overloaded);
         engine.resume();
         assert_eq!(engine.submit(sanitize("j2")).unwrap_err().code, ErrorCode::DeviceNotFound);
+    }
+
+    /// An engine with two files as devices.
+    fn engine_of_two(fails_from: usize) -> (Arc<Engine>, Arc<Failing>, [tempfile::NamedTempFile; 2]) {
+        let files = [(); 2].map(|()| tempfile::NamedTempFile::new().unwrap());
+        for file in &files {
+            std::fs::write(file.path(), noise(32 << 20)).unwrap();
+        }
+        let path = |index: usize| files[index].path().to_owned();
+        let real = CommandLineInventory {
+            devices: vec![("disk".to_owned(), path(0)), ("golden".to_owned(), path(1))],
+            file_block_size: 512,
+        };
+        let fault = || Ok(Vec::new());
+        let inventory = Arc::new(Failing { real, asked: AtomicUsize::new(0), fails_from, fault });
+        let options = Options { image: ClientOptions::default(), journal_dir: None, max_running: 2 };
+        (Engine::new(Arc::clone(&inventory) as Arc<dyn Inventory>, options), inventory, files)
+    }
+
+    /// Bytes that no compressor makes smaller.
+    fn noise(length: usize) -> Vec<u8> {
+        (0..length as u64).map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 29) as u8 ^ at as u8).collect()
+    }
+
+    fn named(serial: &str) -> DeviceRef {
+        DeviceRef { serial: serial.to_owned(), size_bytes: None, must_be_blank: false }
+    }
+
+    fn clone_of(id: &str, target: &str, source: &str) -> JobSpec {
+        let (id, device, source) = (Some(id.to_owned()), named(target), named(source));
+        JobSpec::Clone(CloneSpec { id, device, source, plan_hash: None })
+    }
+
+    fn ended(engine: &Engine, id: &str) -> Job {
+        let mut after = 0;
+        loop {
+            let events = engine.wait_events(id, after, Duration::from_secs(60)).unwrap();
+            after = events.last().expect("the job goes on").sequence;
+            if events.iter().any(|event| event.body.is_last()) {
+                return engine.job(id).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_clone_holds_both_devices_or_none() {
+        let (engine, _, _files) = engine_of_two(usize::MAX);
+        for busy in ["disk", "golden"] {
+            lock(&engine.jobs).held.insert(busy.to_owned(), "other".to_owned());
+            let problem = engine.submit(clone_of("j1", "disk", "golden")).unwrap_err();
+            assert_eq!((problem.code, problem.holder.as_deref()), (ErrorCode::DeviceBusy, Some("other")));
+            assert_eq!(problem.device.as_deref(), Some(busy), "the one that is busy is named");
+            lock(&engine.jobs).release("other");
+            assert!(lock(&engine.jobs).held.is_empty(), "and the other one is not held");
+        }
+        let problem = engine.submit(clone_of("j1", "disk", "disk")).unwrap_err();
+        assert_eq!(problem.code, ErrorCode::InvalidRequest);
+        assert_eq!(engine.running(), 0);
+        engine.hold("j1", &clone_of("j1", "disk", "golden")).unwrap();
+        assert_eq!(engine.running(), 1, "one job, however many devices");
+        let held: Vec<_> =
+            engine.devices().unwrap().into_iter().map(|device| device.held_by.unwrap()).collect();
+        assert_eq!(held, ["j1", "j1"]);
+        lock(&engine.jobs).release("j1");
+        engine.submit(clone_of("j2", "disk", "golden")).unwrap();
+        let job = ended(&engine, "j2");
+        assert_eq!((job.state, job.disk_state), (JobState::Succeeded, DiskState::Complete));
+        assert_eq!(engine.running(), 0);
+    }
+
+    #[test]
+    fn a_source_that_went_away_is_named() {
+        // Asked for each device before the plan and twice at each opening; the next question is of the first step.
+        let (engine, inventory, _files) = engine_of_two(6);
+        engine.submit(clone_of("j1", "disk", "golden")).unwrap();
+        let job = ended(&engine, "j1");
+        assert!(inventory.asked.load(Ordering::SeqCst) > 6, "the fault did not fire");
+        let problem = job.problem.unwrap();
+        assert_eq!((problem.code, problem.disk_state), (ErrorCode::DeviceGone, Some(DiskState::Untouched)));
+        assert_eq!(problem.step.as_deref(), Some("clear"));
+        let (engine, inventory, _files) = engine_of_two(5);
+        engine.submit(clone_of("j1", "disk", "golden")).unwrap();
+        let problem = ended(&engine, "j1").problem.unwrap();
+        assert!(inventory.asked.load(Ordering::SeqCst) > 5, "the fault did not fire");
+        assert_eq!((problem.code, problem.device.as_deref()), (ErrorCode::DeviceGone, Some("golden")));
+    }
+
+    #[test]
+    fn a_capture_ends_when_it_is_cancelled_and_forgets_its_credential() {
+        use std::io::{Read, Write};
+        let (engine, _, _files) = engine_of_two(usize::MAX);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/disk", listener.local_addr().unwrap());
+        let authorization = Some(Secret::new("Bearer hidden"));
+        let destination = StreamTarget { url, authorization };
+        let spec =
+            CaptureSpec { id: Some("j1".to_owned()), device: named("golden"), destination, plan_hash: None };
+        assert!(!format!("{spec:?}").contains("hidden"));
+        let mut renewed = spec.clone();
+        renewed.destination.authorization = None;
+        engine.submit(JobSpec::Capture(spec)).unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut bytes = vec![0; 4096];
+        let count = stream.read(&mut bytes).unwrap();
+        let head = String::from_utf8_lossy(&bytes[..count]).to_lowercase();
+        assert!(head.starts_with("put /disk") && head.contains("authorization: bearer hidden"), "{head}");
+        stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").unwrap();
+        stream.read_exact(&mut bytes).unwrap();
+        engine.cancel("j1").unwrap();
+        // More than all buffers between hold is still to come.
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest);
+        assert!(
+            rest.len() < 32 << 20 && !rest.ends_with(b"0\r\n\r\n"),
+            "the stream was not ended as a whole"
+        );
+        let job = ended(&engine, "j1");
+        assert_eq!((job.state, job.disk_state), (JobState::Cancelled, DiskState::Untouched));
+        // The same job with another credential is the same job: a cancelled one begins anew, and finds nobody.
+        drop((stream, listener));
+        assert!(engine.submit(JobSpec::Capture(renewed)).unwrap().created);
+        assert_eq!(ended(&engine, "j1").problem.unwrap().code, ErrorCode::ImageUnreachable);
     }
 
     #[test]

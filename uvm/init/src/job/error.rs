@@ -16,11 +16,13 @@ pub(crate) struct JobError {
     pub(crate) causes: Vec<String>,
     pub(crate) offset: Option<u64>,
     pub(crate) holder: Option<String>,
+    /// The device at fault, where it is not the one that the job is about.
+    pub(crate) device: Option<String>,
 }
 
 impl JobError {
     pub(crate) fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), causes: Vec::new(), offset: None, holder: None }
+        Self { code, detail: detail.into(), causes: Vec::new(), offset: None, holder: None, device: None }
     }
 
     /// `error` ended it. The code comes from the innermost cause that has one.
@@ -32,6 +34,9 @@ impl JobError {
             }
             if let Some(disk) = cause.downcast_ref::<uvm_disk::Error>() {
                 job.offset = disk.offset().or(job.offset);
+            }
+            if let Some(source) = cause.downcast_ref::<SourceFault>() {
+                job.device = Some(source.serial.clone());
             }
             let text = cause.to_string();
             if job.causes.last() != Some(&text) {
@@ -72,7 +77,7 @@ impl JobError {
     ) -> Problem {
         let retry = self.retry();
         Problem {
-            device: Some(device.to_owned()),
+            device: Some(self.device.unwrap_or_else(|| device.to_owned())),
             step: step.map(str::to_owned),
             disk_state,
             retry: Some(retry),
@@ -113,6 +118,25 @@ impl fmt::Display for CancelledMarker {
 }
 
 impl StdError for CancelledMarker {}
+
+/// Marks an I/O error of the device that is read, where another is written.
+#[derive(Debug)]
+pub(crate) struct SourceFault {
+    pub(crate) serial: String,
+    pub(crate) error: io::Error,
+}
+
+impl fmt::Display for SourceFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "reading the source {:?}", self.serial)
+    }
+}
+
+impl StdError for SourceFault {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&self.error)
+    }
+}
 
 /// The error and its causes. An I/O error hides the error it was made from; this looks inside.
 fn chain<'a>(error: &'a (dyn StdError + 'static)) -> Vec<&'a (dyn StdError + 'static)> {

@@ -8,7 +8,7 @@ use uvm_disk::{BlockDevice, Slice, gpt};
 use uvm_sys::OpenMode;
 
 use super::JobError;
-use super::engine::Context;
+use super::context::Context;
 use crate::adapter::block::ReadOnlyDevice;
 use crate::inventory::{self, Attached};
 

@@ -1,5 +1,8 @@
 //! Jobs: planned, journaled, carried out, verified.
 
+mod context;
+mod copy;
+mod customize;
 mod engine;
 mod error;
 mod inspect;
@@ -12,7 +15,7 @@ mod request;
 mod sanitize;
 
 pub(crate) use engine::{Engine, Options, max_running};
-pub(crate) use error::{CancelledMarker, JobError};
+pub(crate) use error::{CancelledMarker, JobError, SourceFault};
 pub(crate) use journal::now;
 pub(crate) use plan::hex;
 pub(crate) use progress::Progress;

@@ -4,21 +4,24 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
 use uvm_api::{
-    Device, ErrorCode, Extent, JobSpec, OverwritePattern, Plan as WirePlan, PlannedPartition, PlannedStep,
-    ProvisionSpec, SanitizeSpec,
+    Device, DeviceRef, ErrorCode, Extent, JobSpec, OverwritePattern, Plan as WirePlan, PlannedPartition,
+    PlannedStep, ProvisionSpec, SanitizeSpec,
 };
 use uvm_disk::Geometry;
 use uvm_disk::gpt::PartitionTable;
+use uvm_guest::customize::Customization;
 
 use super::JobError;
 use super::layout::{self, Placed, format_name};
 use super::progress::{CLEAR, COMMIT, Counts};
-use super::request;
+use super::request::{self, CaptureRequest, RestoreRequest};
 use crate::image::ImageReference;
 use crate::inventory::Attached;
 
 /// The step that fetches; the only one that does not touch the device.
 pub(crate) const IMAGE: &str = "image";
+/// The step that opens the stream of a captured device.
+pub(crate) const STREAM: &str = "stream";
 
 /// What was seen before planning.
 pub(crate) struct Observed {
@@ -42,6 +45,8 @@ pub(crate) struct StepPlan {
 /// A plan; execution has no decisions left to make.
 pub(crate) struct Plan {
     pub(crate) device: Attached,
+    /// The device that is read besides.
+    pub(crate) source: Option<Attached>,
     pub(crate) steps: Vec<StepPlan>,
     pub(crate) work: Work,
     /// What a client sees of it.
@@ -53,6 +58,10 @@ pub(crate) enum Work {
     Inspect,
     Sanitize(OverwritePattern),
     Provision(Box<Provision>),
+    Clone,
+    Capture(CaptureRequest),
+    Restore(RestoreRequest),
+    Customize(Box<Customization>),
 }
 
 /// A machine to make.
@@ -63,9 +72,17 @@ pub(crate) struct Provision {
     pub(crate) guest: request::GuestRequest,
 }
 
-/// Plans a job against what was observed.
-pub(crate) fn plan(spec: &JobSpec, id: &str, observed: &Observed) -> Result<Plan, JobError> {
-    check_expectations(spec, observed)?;
+/// Plans a job against what was observed; `source` is what a clone reads.
+pub(crate) fn plan(
+    spec: &JobSpec,
+    id: &str,
+    observed: &Observed,
+    source: Option<&Observed>,
+) -> Result<Plan, JobError> {
+    check_expectations(spec.device(), spec.writes(), observed)?;
+    if let (Some(expected), Some(source)) = (spec.source_device(), source) {
+        check_expectations(expected, false, source)?;
+    }
     let (work, steps, partitions) = match spec {
         JobSpec::Inspect(_) => (Work::Inspect, inspect_steps(), Vec::new()),
         JobSpec::Sanitize(spec) => {
@@ -77,6 +94,25 @@ pub(crate) fn plan(spec: &JobSpec, id: &str, observed: &Observed) -> Result<Plan
             let steps = provision_steps(&work, spec);
             (Work::Provision(Box::new(work)), steps, partitions)
         }
+        JobSpec::Clone(_) => {
+            let source =
+                source.ok_or_else(|| JobError::new(ErrorCode::Internal, "a clone without a source"))?;
+            (Work::Clone, clone_steps(source, &observed.attached)?, Vec::new())
+        }
+        JobSpec::Capture(spec) => {
+            let work = request::capture_request(&spec.destination)?;
+            let steps = capture_steps(&work, &observed.attached);
+            (Work::Capture(work), steps, Vec::new())
+        }
+        JobSpec::Restore(spec) => {
+            let work = request::restore_request(&spec.source)?;
+            let steps = restore_steps(&work, &observed.attached)?;
+            (Work::Restore(work), steps, Vec::new())
+        }
+        JobSpec::Customize(spec) => {
+            let work = request::change_request(&spec.customize)?;
+            (Work::Customize(Box::new(work)), customize_steps(), Vec::new())
+        }
     };
     let mut wire = WirePlan {
         plan_hash: String::new(),
@@ -85,7 +121,7 @@ pub(crate) fn plan(spec: &JobSpec, id: &str, observed: &Observed) -> Result<Plan
         device: observed.attached.serial.clone(),
         size_bytes: observed.attached.size_bytes,
         logical_block_size: observed.attached.logical_block_size,
-        destroys: if spec.writes() { destroyed(observed) } else { Vec::new() },
+        destroys: if spec.replaces_contents() { destroyed(observed) } else { Vec::new() },
         partitions,
         steps: steps
             .iter()
@@ -96,24 +132,35 @@ pub(crate) fn plan(spec: &JobSpec, id: &str, observed: &Observed) -> Result<Plan
             })
             .collect(),
     };
-    wire.plan_hash = hash(&wire, spec, &observed.contents)?;
-    Ok(Plan { device: observed.attached.clone(), steps, work, wire })
+    wire.plan_hash = hash(&wire, spec, observed, source)?;
+    let source = source.map(|source| source.attached.clone());
+    Ok(Plan { device: observed.attached.clone(), source, steps, work, wire })
 }
 
-/// Over the plan, the job (agreeing to a plan agrees to the customization too) and what is on the device, with its
-/// GUIDs and UUIDs: another machine's disk of the same shape has another hash.
-fn hash(plan: &WirePlan, spec: &JobSpec, contents: &Device) -> Result<String, JobError> {
-    let mut spec = serde_json::to_value(spec)
+/// Over the plan, the job (agreeing to a plan agrees to the customization too, but not to a credential) and what is on
+/// the devices, with its GUIDs and UUIDs: another machine's disk of the same shape has another hash.
+fn hash(
+    plan: &WirePlan,
+    spec: &JobSpec,
+    observed: &Observed,
+    source: Option<&Observed>,
+) -> Result<String, JobError> {
+    let contents = |seen: &Observed| {
+        serde_json::to_value((&seen.contents.table, &seen.contents.filesystem)).unwrap_or_default()
+    };
+    let mut spec = serde_json::to_value(spec.without_credentials())
         .map_err(|error| JobError::new(ErrorCode::Internal, format!("hashing the plan: {error}")))?;
     if let Some(object) = spec.as_object_mut() {
         object.remove("plan_hash");
     }
-    let text = serde_json::to_vec(&BTreeMap::from([
+    let mut hashed = BTreeMap::from([
         ("plan", serde_json::to_value(plan).unwrap_or_default()),
         ("job", spec),
-        ("contents", serde_json::to_value((&contents.table, &contents.filesystem)).unwrap_or_default()),
-    ]))
-    .map_err(|error| JobError::new(ErrorCode::Internal, format!("hashing the plan: {error}")))?;
+        ("contents", contents(observed)),
+    ]);
+    hashed.extend(source.map(|source| ("source", contents(source))));
+    let text = serde_json::to_vec(&hashed)
+        .map_err(|error| JobError::new(ErrorCode::Internal, format!("hashing the plan: {error}")))?;
     Ok(format!("sha256:{}", hex(&Sha256::digest(text))))
 }
 
@@ -122,42 +169,33 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn check_expectations(spec: &JobSpec, observed: &Observed) -> Result<(), JobError> {
-    let expected = spec.device();
+fn check_expectations(expected: &DeviceRef, writes: bool, observed: &Observed) -> Result<(), JobError> {
     let attached = &observed.attached;
+    let refuse = |code, what: String| {
+        let detail = format!("device {:?} {what}", attached.serial);
+        Err(JobError { device: Some(attached.serial.clone()), ..JobError::new(code, detail) })
+    };
     if let Some(size) = expected.size_bytes.filter(|size| *size != attached.size_bytes) {
-        return Err(JobError::new(
-            ErrorCode::DeviceChanged,
-            format!("device {:?} has {} bytes, the job expects {size}", attached.serial, attached.size_bytes),
-        ));
+        let what = format!("has {} bytes, the job expects {size}", attached.size_bytes);
+        return refuse(ErrorCode::DeviceChanged, what);
     }
-    if spec.writes() && attached.read_only {
-        return Err(JobError::new(
-            ErrorCode::DeviceReadOnly,
-            format!("device {:?} is attached read-only", attached.serial),
-        ));
+    if writes && attached.read_only {
+        return refuse(ErrorCode::DeviceReadOnly, "is attached read-only".to_owned());
     }
     let contents = &observed.contents;
-    if expected.must_be_blank {
-        if !contents.notes.is_empty() {
-            let detail =
-                format!("device {:?} must be blank but {}", attached.serial, contents.notes.join("; "));
-            return Err(JobError::new(ErrorCode::DeviceChanged, detail));
-        }
-        if observed.blank_edges == Some(false) && contents.table.is_none() && contents.filesystem.is_none() {
-            let detail = format!(
-                "device {:?} must be blank but its first or last MiB holds something unknown; sanitize it first",
-                attached.serial
-            );
-            return Err(JobError::new(ErrorCode::DeviceChanged, detail));
-        }
-        if contents.table.is_some() || contents.filesystem.is_some() {
-            let found: Vec<String> = destroyed(observed).into_iter().map(|extent| extent.contents).collect();
-            return Err(JobError::new(
-                ErrorCode::DeviceChanged,
-                format!("device {:?} must be blank but holds {}", attached.serial, found.join(", ")),
-            ));
-        }
+    if !expected.must_be_blank {
+        return Ok(());
+    }
+    if !contents.notes.is_empty() {
+        return refuse(ErrorCode::DeviceChanged, format!("must be blank but {}", contents.notes.join("; ")));
+    }
+    if contents.table.is_some() || contents.filesystem.is_some() {
+        let found: Vec<String> = destroyed(observed).into_iter().map(|extent| extent.contents).collect();
+        return refuse(ErrorCode::DeviceChanged, format!("must be blank but holds {}", found.join(", ")));
+    }
+    if observed.blank_edges == Some(false) {
+        let what = "must be blank but its first or last MiB holds something unknown; sanitize it first";
+        return refuse(ErrorCode::DeviceChanged, what.to_owned());
     }
     Ok(())
 }
@@ -206,17 +244,98 @@ fn sanitize_steps(spec: &SanitizeSpec, device: &Attached) -> Vec<StepPlan> {
         OverwritePattern::Zero => "zeroes",
     };
     let size = device.size_bytes;
-    // The first and the last MiB are zeroed before the rest, so that no table survives an interruption.
-    let written = size.saturating_add(size.min(2 << 20));
     vec![
         clear_step(),
         step(
             "overwrite",
             format!("Overwrite every addressable byte with {what}"),
             Counts::Writes,
-            Some(written),
+            Some(size),
         ),
         step("verify", "Read every byte back and compare", Counts::Reads, Some(size)),
+    ]
+}
+
+/// What a whole copy does to its target, once it has a source of `bytes`.
+fn copy_steps(from: String, bytes: u64, target: &Attached) -> Result<Vec<StepPlan>, JobError> {
+    let size = target.size_bytes;
+    if bytes > size {
+        let detail = format!("device {:?} has {size} bytes, {from} has {bytes}", target.serial);
+        return Err(JobError::new(ErrorCode::DeviceTooSmall, detail));
+    }
+    let behind = match size - bytes {
+        0 => String::new(),
+        more => format!(
+            "; the {more} bytes behind become zero, and the backup of a GPT stays where its disk ended"
+        ),
+    };
+    // What is read is counted: ranges of zeroes are no writes.
+    let copy = step(
+        "copy",
+        format!("Copy the {bytes} bytes of {from}, but for the first and the last MiB{behind}"),
+        Counts::Reads,
+        Some(bytes),
+    );
+    let verify = step(
+        "verify",
+        "Flush, read everything back and compare; make zero what has to be and is not",
+        Counts::Reads,
+        Some(size),
+    );
+    Ok(vec![
+        clear_step(),
+        StepPlan { writes: true, ..copy },
+        StepPlan { writes: true, ..verify },
+        step(COMMIT, "Write the last MiB, then the first; read them back", Counts::Writes, None),
+    ])
+}
+
+fn clone_steps(source: &Observed, target: &Attached) -> Result<Vec<StepPlan>, JobError> {
+    let from = &source.attached;
+    if from.logical_block_size != target.logical_block_size {
+        let detail = format!(
+            "device {:?} has blocks of {} bytes, the source {:?} of {}: its partition table would not be found",
+            target.serial, target.logical_block_size, from.serial, from.logical_block_size
+        );
+        return Err(JobError::new(ErrorCode::InvalidRequest, detail));
+    }
+    let contents = match (&source.contents.os_release, destroyed(source).into_iter().next()) {
+        (Some(system), _) => system.clone(),
+        (None, Some(whole)) => whole.contents,
+        (None, None) => "nothing".to_owned(),
+    };
+    copy_steps(format!("the source {:?} ({contents})", from.serial), from.size_bytes, target)
+}
+
+fn capture_steps(work: &CaptureRequest, device: &Attached) -> Vec<StepPlan> {
+    let description = format!("Read the whole device, compress it and send it to {}", work.destination);
+    vec![step("capture", description, Counts::Reads, Some(device.size_bytes))]
+}
+
+fn restore_steps(work: &RestoreRequest, target: &Attached) -> Result<Vec<StepPlan>, JobError> {
+    let block = u64::from(target.logical_block_size.max(1));
+    if work.device_bytes == 0 || !work.device_bytes.is_multiple_of(block) {
+        let detail = format!(
+            "device_bytes is {}; the device {:?} is counted in blocks of {block} bytes",
+            work.device_bytes, target.serial
+        );
+        return Err(JobError::new(ErrorCode::InvalidRequest, detail));
+    }
+    let open = step(
+        STREAM,
+        format!("Open the stream {} of {} bytes at {}", work.digest, work.size, work.source),
+        Counts::Reads,
+        None,
+    );
+    let copies = copy_steps("the captured device".to_owned(), work.device_bytes, target)?;
+    Ok(std::iter::once(open).chain(copies).collect())
+}
+
+fn customize_steps() -> Vec<StepPlan> {
+    vec![
+        step("open", "Find the root file system and look at the machine on it", Counts::Reads, None),
+        step("customize", "Change what was asked for, one whole file after the other", Counts::Writes, None),
+        step("verify", "Read back what was changed", Counts::Reads, None),
     ]
 }
 

@@ -41,6 +41,7 @@ pub(crate) struct Progress {
     on_tables: AtomicBool,
     touched: AtomicBool,
     complete: AtomicBool,
+    in_place: AtomicBool,
     read: AtomicU64,
     written: AtomicU64,
     steps: AtomicUsize,
@@ -55,6 +56,7 @@ impl Progress {
             on_tables: AtomicBool::new(false),
             touched: AtomicBool::new(false),
             complete: AtomicBool::new(false),
+            in_place: AtomicBool::new(false),
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
             steps: AtomicUsize::new(0),
@@ -79,6 +81,11 @@ impl Progress {
         self.touched.store(true, Ordering::Release);
     }
 
+    /// The job edits a machine that stays one: its tables are never away.
+    pub(crate) fn set_in_place(&self) {
+        self.in_place.store(true, Ordering::Release);
+    }
+
     /// Everything is in place and verified.
     pub(crate) fn set_complete(&self) {
         self.complete.store(true, Ordering::Release);
@@ -88,10 +95,12 @@ impl Progress {
     pub(crate) fn disk_state(&self) -> DiskState {
         if self.complete.load(Ordering::Acquire) {
             DiskState::Complete
-        } else if self.touched.load(Ordering::Acquire) {
-            DiskState::PartialUnbootable
-        } else {
+        } else if !self.touched.load(Ordering::Acquire) {
             DiskState::Untouched
+        } else if self.in_place.load(Ordering::Acquire) {
+            DiskState::Modified
+        } else {
+            DiskState::PartialUnbootable
         }
     }
 

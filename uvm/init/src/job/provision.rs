@@ -15,7 +15,7 @@ use uvm_guest::customize::{Customization, Identity, customize};
 use uvm_guest::{Attributes, GuestPath, Timestamp, layer};
 
 use super::JobError;
-use super::engine::Context;
+use super::context::Context;
 use super::layout::{Placed, derive};
 use super::plan::{IMAGE, Provision, hex};
 use super::progress::{CLEAR, COMMIT};
@@ -82,14 +82,14 @@ pub(super) fn execute(context: &Context<'_>, work: &Provision) -> Result<JobResu
     })
 }
 
-fn now() -> Result<u64, JobError> {
+pub(super) fn now() -> Result<u64, JobError> {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map(|since| since.as_secs())
         .map_err(|_| JobError::new(ErrorCode::Internal, "the clock of this node is before 1970; set it"))
 }
 
-fn timestamp(clock: u64) -> Timestamp {
+pub(super) fn timestamp(clock: u64) -> Timestamp {
     Timestamp { seconds: i64::try_from(clock).unwrap_or(i64::MAX), nanoseconds: 0 }
 }
 

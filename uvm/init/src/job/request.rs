@@ -4,15 +4,15 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use uvm_api::{
-    BootSpec, ErrorCode, EthernetSpec, FileSystemFormat, ImageSource, ImageSpec, NetworkSpec, ProvisionSpec,
-    UserSpec,
+    BootSpec, CustomizeSpec, ErrorCode, EthernetSpec, FileSystemFormat, ImageSource, ImageSpec, NetworkSpec,
+    ProvisionSpec, Secret, StreamSource, StreamTarget, UserSpec,
 };
 use uvm_guest::boot::BootOptions;
 use uvm_guest::customize::{Customization, Ethernet, FstabEntry, IpPrefix, Network, Route, User};
 
 use super::JobError;
 use super::layout::{Placed, derive};
-use crate::image::{ImageReference, Platform, Source};
+use crate::image::{Digest, ImageError, ImageReference, Platform, Source, StreamPlace};
 
 /// What the guest is to become. The SSH host key and the clock come in when it is carried out.
 pub(crate) struct GuestRequest {
@@ -23,6 +23,65 @@ pub(crate) struct GuestRequest {
 
 fn invalid(detail: impl Into<String>) -> JobError {
     JobError::new(ErrorCode::InvalidRequest, detail)
+}
+
+/// Where a captured device goes.
+pub(crate) struct CaptureRequest {
+    pub(crate) destination: StreamPlace,
+}
+
+/// Where a captured device comes from, and what it must be.
+pub(crate) struct RestoreRequest {
+    pub(crate) source: StreamPlace,
+    pub(crate) digest: Digest,
+    /// Bytes as they are stored.
+    pub(crate) size: u64,
+    pub(crate) device_bytes: u64,
+}
+
+/// Where a captured device goes. Only a server takes a stream.
+pub(crate) fn capture_request(spec: &StreamTarget) -> Result<CaptureRequest, JobError> {
+    let authorization = spec.authorization.as_ref().map(Secret::reveal);
+    let destination = StreamPlace::parse(&spec.url, authorization).map_err(refused)?;
+    if !destination.is_remote() {
+        return Err(invalid("the destination's url begins with https:// or http://"));
+    }
+    Ok(CaptureRequest { destination })
+}
+
+/// Where a captured device comes from.
+pub(crate) fn restore_request(spec: &StreamSource) -> Result<RestoreRequest, JobError> {
+    let authorization = spec.authorization.as_ref().map(Secret::reveal);
+    Ok(RestoreRequest {
+        source: StreamPlace::parse(&spec.url, authorization).map_err(refused)?,
+        digest: Digest::parse(&spec.digest).map_err(refused)?,
+        size: spec.size_bytes,
+        device_bytes: spec.device_bytes,
+    })
+}
+
+/// What is to change on a machine that exists; all else stays as it is.
+pub(crate) fn change_request(spec: &CustomizeSpec) -> Result<Customization, JobError> {
+    let customization = Customization {
+        hostname: spec.hostname.clone(),
+        users: spec.users.iter().map(user).collect(),
+        network: spec.network.as_ref().map(network_of).transpose()?,
+        ..Customization::default()
+    };
+    if *spec == CustomizeSpec::default() {
+        return Err(invalid("customize asks for no change: name a hostname, users or a network"));
+    }
+    customization.validate().map_err(|error| refused_by_guest(&error))?;
+    Ok(customization)
+}
+
+/// What a job says is refused by its plan, whatever the layer below would call it.
+fn refused(error: ImageError) -> JobError {
+    JobError { code: ErrorCode::InvalidRequest, ..JobError::from_source(&error) }
+}
+
+fn refused_by_guest(error: &uvm_guest::Error) -> JobError {
+    JobError { code: ErrorCode::InvalidRequest, ..JobError::from_source(error) }
 }
 
 /// Where the image is. The digest is looked at here, so that a job without a usable one is refused by its plan.
@@ -73,9 +132,7 @@ pub(crate) fn guest_request(
         network: Some(network),
         ..Customization::default()
     };
-    customization
-        .validate()
-        .map_err(|error| JobError { code: ErrorCode::InvalidRequest, ..JobError::from_source(&error) })?;
+    customization.validate().map_err(|error| refused_by_guest(&error))?;
     let root = placed.iter().find(|placed| placed.path.as_deref() == Some("/"));
     let root_uuid = root.map(Placed::uuid_text).ok_or_else(|| invalid("there is no root partition"))?;
     let boot = boot_options(&spec.boot, root_uuid, machine_id)?;

@@ -4,7 +4,7 @@ use uvm_api::{JobResult, OverwritePattern};
 use uvm_disk::sanitize::{Pattern, overwrite, verify_overwrite};
 
 use super::JobError;
-use super::engine::Context;
+use super::context::Context;
 use super::progress::CLEAR;
 
 /// Carries it out.
