@@ -10,7 +10,7 @@ use crate::deps::{self, Need};
 use crate::{appliance, demo, image};
 
 /// The judges: foreign tools that say whether what we write is right.
-const NEEDS: [Need; 24] = [
+const NEEDS: [Need; 26] = [
     need("sgdisk", "gdisk", "judge partition tables"),
     need("sfdisk", "fdisk", "judge partition tables"),
     need("fsck.fat", "dosfstools", "judge FAT"),
@@ -35,6 +35,8 @@ const NEEDS: [Need; 24] = [
     need("pwck", "passwd", "judge a guest's users"),
     need("ssh-keygen", "openssh-client", "judge SSH keys"),
     need("cc", "gcc", "link Rust programs"),
+    need("openssl", "openssl", "judge certificates and signatures"),
+    need("groff", "groff-base", "judge man pages"),
 ];
 
 const fn need(probe: &'static str, package: &'static str, why: &'static str) -> Need {

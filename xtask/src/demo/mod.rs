@@ -1,5 +1,7 @@
 //! `cargo xtask demo`: from a blank disk to a customer's machine that answers over SSH, with everything in between.
 
+mod grid;
+
 use std::fs;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -113,7 +115,8 @@ fn show(folder: &Path) -> Result<()> {
     let key = make_key(folder)?;
 
     let files = ApplianceFiles { vmlinux: built.vmlinux, initramfs: built.initramfs };
-    let (job, node, steps) = provision(folder, files, &disk, &store, &layout.digest, &key, &mut times)?;
+    let (job, node, steps) =
+        provision(folder, files.clone(), &disk, &store, &layout.digest, &key, &mut times)?;
     let host_key = match &job.result {
         Some(JobResult::Provision { ssh_host_key: Some(key), .. }) => key.clone(),
         other => bail!("the job's result names no SSH host key: {other:?}"),
@@ -125,6 +128,7 @@ fn show(folder: &Path) -> Result<()> {
     };
     report.hostname = visit_guest(folder, disk, &host_key, &key, &mut times)?;
     report.guest_login = true;
+    grid::show(folder, &files, &store, &layout.digest, &mut times)?;
     times.add("all of it after the builds", started.elapsed());
     print_table(&report, &times, accel);
     let path = folder.join("report.json");

@@ -1,0 +1,19 @@
+//! What the controller is measured on.
+
+mod placement;
+
+use placement::Row;
+
+fn main() {
+    let data = placement::data();
+    let mut rows = placement::rates();
+    rows.push(placement::topology(&data, placement::Sequence::C1));
+    rows.push(placement::topology(&data, placement::Sequence::C2));
+    rows.push(placement::openb(&data));
+    println!("| what | ours | peer | unit | note |");
+    println!("|---|---:|---:|---|---|");
+    for Row { name, ours, peer, unit, note } in rows {
+        let peer = peer.map_or_else(String::new, |peer| format!("{peer:.0}"));
+        println!("| {name} | {ours:.0} | {peer} | {unit} | {note} |");
+    }
+}
