@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-const LEAVES: [&str; 4] = ["uvm-api", "uvm-sys", "uvm-disk", "uvm-guest"];
+const LEAVES: [&str; 5] = ["uvm-api", "uvm-sys", "uvm-disk", "uvm-guest", "uvm-placement"];
 /// What only the hub may know: JSON, HTTP, TLS, an async runtime, the command line.
 const ABOVE_THE_LEAVES: [&str; 9] =
     ["anyhow", "axum", "clap", "hyper", "rustls", "serde", "serde_json", "ureq", "utoipa"];
@@ -120,6 +120,10 @@ fn leaves_import_no_workspace_crate_and_the_hub_only_leaves() {
     let of_hub: Vec<&str> =
         dependencies["uvm-init"].iter().map(String::as_str).filter(|d| members.contains(d)).collect();
     assert_eq!(of_hub, ["uvm-api", "uvm-disk", "uvm-guest", "uvm-sys"]);
+    let of_server: Vec<&str> =
+        dependencies["uvm-controller"].iter().map(String::as_str).filter(|d| members.contains(d)).collect();
+    assert_eq!(of_server, ["uvm-api", "uvm-placement"]);
+    assert!(dependencies["uvm-placement"].is_empty(), "placement is pure");
 }
 
 #[test]
@@ -147,9 +151,24 @@ fn leaves_are_synchronous() {
 }
 
 #[test]
+fn the_controllers_core_and_placement_are_pure() {
+    // Time, chance, threads and files come in as values, or not at all.
+    let words = ["Instant", "SystemTime", "thread", "fs", "net", "rand", "tokio", "rusqlite", "Mutex"];
+    for folder in ["controller/server/src/core", "controller/placement/src"] {
+        for (path, text) in sources(folder).iter().filter(|(path, _)| !is_test(path)) {
+            for line in code(text).filter(|line| line.trim_start().starts_with("use ") || line.contains("::"))
+            {
+                let found = words.iter().find(|word| says(line, word));
+                assert!(found.is_none(), "{path}: {line}");
+            }
+        }
+    }
+}
+
+#[test]
 fn unsafe_is_in_sys_alone() {
     let mut in_sys = 0;
-    for folder in ["uvm", "xtask", "tests"] {
+    for folder in ["uvm", "controller", "xtask", "tests"] {
         for (path, text) in sources(folder) {
             let opened = ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern", "allow(unsafe_code"];
             let found = code(&text).any(|line| opened.iter().any(|word| line.contains(word)));
@@ -308,7 +327,7 @@ fn versions_stand_once_in_the_workspace() {
 
 #[test]
 fn no_file_is_two_rooms() {
-    for folder in ["uvm", "xtask/src", "tests/src"] {
+    for folder in ["uvm", "controller", "xtask/src", "tests/src"] {
         for (path, text) in sources(folder).iter().filter(|(path, _)| !is_test(path)) {
             let lines = text.lines().take_while(|line| *line != "#[cfg(test)]").count();
             assert!(lines <= MAX_LINES, "{path} has {lines} lines without its tests");

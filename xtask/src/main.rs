@@ -4,6 +4,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod appliance;
+mod bench;
 mod cache;
 mod cpio;
 mod demo;
@@ -42,6 +43,11 @@ enum Command {
         #[arg(long, value_name = "FRAGMENT")]
         with: Vec<String>,
     },
+    /// Measures, beside peers where there are some, and puts the table into docs/bench.md
+    Bench {
+        /// What is measured
+        subject: bench::Subject,
+    },
     /// Makes a guest image from image-recipes as an OCI image layout
     Image {
         /// The recipe's name: a file of image-recipes without its .toml
@@ -52,6 +58,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo => demo::run(),
+        Command::Bench { subject } => bench::run(subject),
         Command::Test { all } => test::run(all),
         Command::Appliance { with } if with.is_empty() => appliance::build().map(drop),
         Command::Appliance { with } => appliance::build_with(&with).map(drop),

@@ -39,7 +39,7 @@ const MAX_WEIGHT: i64 = 1_000_000;
 /// c2 of the "Dataset for Topology-Aware VM Placement" (Huawei Cloud, CC0), as they are, reversed and
 /// shuffled: nothing refused first, few hosts used second. That c1 and c2 see no refusal was selected for.
 /// It holds on a knife's edge for c2: of 40 sets of weights within 5 percent of these, 2 refused nothing of
-/// either sequence, and the others up to 9 requests. Of requests in orders the search had not seen, 13 in
+/// either sequence, and the others up to 7 requests. Of requests in orders the search had not seen, 13 in
 /// ten thousand were refused: nobody knows how large a group bound to one rack will become. The rest of the
 /// weights were chosen to weigh as much as a difference in packing does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

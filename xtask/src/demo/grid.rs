@@ -16,7 +16,7 @@ const PROJECT: &str = "customer";
 const MACHINE: &str = "web-2";
 const RENAMED: &str = "web-2-renamed";
 /// Small, since every byte of it is read or written several times under translation.
-const DISK: &str = "2GiB";
+const DISK: &str = "1792MiB";
 /// How long the node's utility VM may take to be in service.
 const NODE: Duration = Duration::from_secs(120);
 /// How long a guest may take to its login prompt.

@@ -128,13 +128,19 @@ impl Planner<'_> {
         made.into_iter().fold(draft.put(instance), Draft::put)
     }
 
-    /// Steps that know the names of an instance, its node and its disks.
-    pub(super) fn named(&self, instance: &Instance, made: &[Disk]) -> Steps {
+    /// Steps that know the name of a node.
+    pub(super) fn on_node(&self, node: Id) -> Steps {
         let mut steps = Steps::default();
-        steps.call(instance.id, &instance.name);
-        if let Some(node) = self.state.nodes.get(&instance.node) {
+        if let Some(node) = self.state.nodes.get(&node) {
             steps.call(node.id, &node.name);
         }
+        steps
+    }
+
+    /// Steps that know the names of an instance, its node and its disks.
+    pub(super) fn named(&self, instance: &Instance, made: &[Disk]) -> Steps {
+        let mut steps = self.on_node(instance.node);
+        steps.call(instance.id, &instance.name);
         let known = instance.disks.iter().filter_map(|id| self.state.disks.get(id));
         for disk in made.iter().chain(known) {
             steps.call(disk.id, &disk.name);

@@ -81,7 +81,7 @@ impl Planner<'_> {
         if let Some(instance) = holder {
             self.can_plug(instance)?;
         }
-        let mut steps = Steps::default();
+        let mut steps = self.on_node(disk.node);
         steps.call(id, &disk.name);
         if holder.is_some() {
             // A guest may not let go of it; until it has, the disk is what it was.
@@ -100,7 +100,7 @@ impl Planner<'_> {
             let detail = format!("disk {:?} is not quarantined; delete it, and it is sanitized", disk.name);
             return refuse(ErrorCode::WrongState, detail);
         }
-        let mut steps = Steps::default();
+        let mut steps = self.on_node(disk.node);
         steps.call(id, &disk.name);
         self.erase_disk(steps, disk, None)
     }

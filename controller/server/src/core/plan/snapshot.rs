@@ -238,7 +238,7 @@ impl Planner<'_> {
         self.matches(snapshot.generation)?;
         self.free("snapshot", &snapshot.name, snapshot.active_job)?;
         let job = self.ids.id(self.now);
-        let mut steps = Steps::default();
+        let mut steps = self.on_node(snapshot.node);
         let mut gone = Vec::new();
         for part in &snapshot.disks {
             let disk = self.disk_record(part.disk)?;
