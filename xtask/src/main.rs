@@ -57,7 +57,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Demo => demo::run(),
+        Command::Demo => demo::run(false),
         Command::Bench { subject } => bench::run(subject),
         Command::Test { all } => test::run(all),
         Command::Appliance { with } if with.is_empty() => appliance::build().map(drop),

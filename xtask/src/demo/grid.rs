@@ -37,11 +37,8 @@ impl Drop for Controller {
 }
 
 impl Controller {
-    fn start(folder: &Path, files: &ApplianceFiles) -> Result<Self> {
-        let program = crate::workspace_root().join("target/debug/uvm-controller");
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.current_dir(crate::workspace_root()).args(["build", "-p", "uvm-controller"]);
-        ensure!(cargo.status().context("starting cargo")?.success(), "the controller was not built");
+    fn start(folder: &Path, files: &ApplianceFiles, built: bool) -> Result<Self> {
+        let program = build(built)?;
         let state = folder.join("controller");
         let log = fs::File::create(folder.join("controller.log")).context("making the controller's log")?;
         let child = Command::new(&program)
@@ -91,19 +88,31 @@ impl Controller {
     }
 }
 
+/// The controller's program. A run of the tests has just built it.
+fn build(built: bool) -> Result<PathBuf> {
+    let program = crate::workspace_root().join("target/debug/uvm-controller");
+    if built && program.is_file() {
+        return Ok(program);
+    }
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(crate::workspace_root()).args(["build", "-p", "uvm-controller"]);
+    ensure!(cargo.status().context("starting cargo")?.success(), "the controller was not built");
+    Ok(program)
+}
+
 /// See the module. The name the second guest calls itself in the end.
 pub(super) fn show(
     folder: &Path,
     files: &ApplianceFiles,
-    store: &Store,
-    digest: &str,
+    (store, digest): (&Store, &str),
+    built: bool,
     times: &mut Times,
 ) -> Result<()> {
     println!("\nthe controller, with this machine as its one node");
     for old in ["controller", "node"] {
         let _ = fs::remove_dir_all(folder.join(old));
     }
-    let controller = Controller::start(folder, files)?;
+    let controller = Controller::start(folder, files, built)?;
     let node = folder.join("node");
     let result = machine(&controller, &node, store, digest, times);
     // What was started outlives the controller: that is its nature, and not wanted here.

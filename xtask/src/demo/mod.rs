@@ -78,14 +78,14 @@ impl Times {
     }
 }
 
-/// Runs the demo.
-pub(crate) fn run() -> Result<()> {
+/// Runs the demo; `built` says that the controller's debug build is the one of this tree.
+pub(crate) fn run(built: bool) -> Result<()> {
     deps::ensure(&NEEDS)?;
     let folder = crate::workspace_root().join("target/demo");
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     // A report of an earlier run must not be taken for this one's.
     let _ = fs::remove_file(folder.join("report.json"));
-    show(&folder).with_context(|| format!("the demo failed; its logs: {}", logs(&folder)))
+    show(&folder, built).with_context(|| format!("the demo failed; its logs: {}", logs(&folder)))
 }
 
 fn logs(folder: &Path) -> String {
@@ -100,7 +100,7 @@ fn logs(folder: &Path) -> String {
     if names.is_empty() { "none was written yet".to_owned() } else { names.join(", ") }
 }
 
-fn show(folder: &Path) -> Result<()> {
+fn show(folder: &Path, controller_built: bool) -> Result<()> {
     for name in ["uvm-serial.log", "uvm-qemu.log", "guest-serial.log", "guest-qemu.log"] {
         let _ = fs::remove_file(folder.join(name));
     }
@@ -128,7 +128,7 @@ fn show(folder: &Path) -> Result<()> {
     };
     report.hostname = visit_guest(folder, disk, &host_key, &key, &mut times)?;
     report.guest_login = true;
-    grid::show(folder, &files, &store, &layout.digest, &mut times)?;
+    grid::show(folder, &files, (&store, &layout.digest), controller_built, &mut times)?;
     times.add("all of it after the builds", started.elapsed());
     print_table(&report, &times, accel);
     let path = folder.join("report.json");

@@ -164,9 +164,7 @@ impl Grid {
         }
         let tenant = self.word(&disk.project);
         let storage_mib = disk.reserved_mib;
-        // It holds nothing of any NUMA node; placement wants to hear of one.
-        let shares = vec![Share { numa: 0, vcpus: 0, memory_mib: 0 }];
-        let (exclusive, group, license) = (false, None, None);
+        let (shares, exclusive, group, license) = (Vec::new(), false, None, None);
         self.hold(disk.id, Allocation { node, shares, storage_mib, tenant, exclusive, group, license });
     }
 
