@@ -149,7 +149,12 @@ fn a_job_that_is_cancelled_is_taken_back() {
     let job = site.run(line).good().json()["job"].as_str().unwrap().to_owned();
     until("the job waits", || held.load(Ordering::Relaxed).then_some(()));
     let cancelled = site.run(&format!("job cancel {job} --watch")).good();
-    assert!(cancelled.out.contains(" undone "), "{}", cancelled.out);
+    let shown = site.run(&format!("job show {job} --json")).good().json();
+    assert_eq!(
+        (&shown["state"], &shown["steps"][0]["state"]),
+        (&"cancelled".into(), &"undone".into()),
+        "{shown}"
+    );
     assert!(cancelled.out.contains("create-instance cancelled in "), "{}", cancelled.out);
     assert_eq!(site.run(&format!("job watch {job}")).status, 1, "it did not succeed");
     assert_eq!(site.run(&format!("job cancel {job} --watch")).status, 1, "it has ended");
