@@ -10,7 +10,7 @@
 //! the call with the job's latest number; what comes late is not listened to.
 
 use super::prepare::{Prepared, Verdict};
-use super::work::{Action, JobRecord};
+use super::work::{Action, JobRecord, Place};
 use super::{Batch, CallAnswer, CallError, CallErrorKind, Core, Effect, EffectToken, Now};
 use crate::model::{DiskState, ErrorCode, Id, JobState, Problem, Progress, StepState};
 
@@ -20,6 +20,10 @@ const MAX_BACKOFF_MS: u64 = 30_000;
 /// Pause between two looks whether a step has come about.
 const VERIFY_MS: u64 = 200;
 const MAX_VERIFY_MS: u64 = 2_000;
+/// Disks that are attached to one utility VM at once, by different jobs; more jobs wait for their turn.
+const MAX_AT_UTILITY_VM: usize = 32;
+/// Pause of a job that waits for its turn.
+const TURN_MS: u64 = 250;
 /// Pause before what cannot be taken back at once is tried again.
 const STUBBORN_MS: u64 = 10_000;
 
@@ -58,6 +62,9 @@ impl Core {
                 }
                 return;
             };
+            if !self.has_turn(job, &action) {
+                return self.pause(now, job, Phase::Pause, TURN_MS, 0);
+            }
             let tries = self.flights.get(&job).map_or(0, |flight| flight.tries);
             if tries == 0 {
                 record.deadline = now + record.plan[record.at].deadline_ms;
@@ -112,20 +119,48 @@ impl Core {
     ) {
         self.calls += 1;
         self.flights.insert(job, Flight { call: self.calls, phase, tries, long });
-        self.timers.retain(|(_, known)| *known != job);
+        self.no_timer(job);
         let token = EffectToken::Step { job, call: self.calls };
         batch.effects.push(Effect { token, node, call });
         if long && let Some(record) = self.state.jobs.get(&job) {
             // A job of a utility VM that never ends.
-            self.timers.insert((record.deadline.max(now + 1), job));
+            let at = record.deadline.max(now + 1);
+            self.timer(job, at);
         }
     }
 
     fn pause(&mut self, now: Now, job: Id, phase: Phase, millis: u64, tries: u32) {
         self.calls += 1;
         self.flights.insert(job, Flight { call: self.calls, phase, tries, long: false });
-        self.timers.retain(|(_, known)| *known != job);
-        self.timers.insert((now + millis, job));
+        self.no_timer(job);
+        self.timer(job, now + millis);
+    }
+
+    fn timer(&mut self, job: Id, at: Now) {
+        self.no_timer(job);
+        self.timers.insert((at, job));
+        self.timer_of.insert(job, at);
+    }
+
+    pub(super) fn no_timer(&mut self, job: Id) {
+        if let Some(at) = self.timer_of.remove(&job) {
+            self.timers.remove(&(at, job));
+        }
+    }
+
+    /// Whether the job has its turn at the node's utility VM, which takes only so many disks at once. It keeps it until
+    /// its disk is detached again.
+    fn has_turn(&mut self, job: Id, action: &Action) -> bool {
+        let Action::Attach { disk, to: Place::Utility | Place::UtilityReadOnly } = action else {
+            return true;
+        };
+        let Some(node) = self.state.disks.get(disk).map(|disk| disk.node) else { return true };
+        let turns = self.turns.entry(node).or_default();
+        if turns.len() >= MAX_AT_UTILITY_VM && !turns.contains(&job) {
+            return false;
+        }
+        turns.insert(job);
+        true
     }
 
     /// A time has come that a job waited for.
@@ -221,7 +256,7 @@ impl Core {
         let job = record.job.id;
         self.after(&record, batch);
         self.flights.remove(&job);
-        self.timers.retain(|(_, known)| *known != job);
+        self.no_timer(job);
         if record.job.state == JobState::Undoing {
             record.undo_at += 1;
         } else {
@@ -371,7 +406,7 @@ impl Core {
         let words = format!("{} failed: {}", step.name, problem.detail);
         record.job.problem = Some(Box::new(problem));
         self.flights.remove(&job);
-        self.timers.retain(|(_, known)| *known != job);
+        self.no_timer(job);
         self.state.put(record, batch);
         self.state.event(now, "job.undoing", subject, whose, words, batch);
         self.begin(now, job, batch);

@@ -4,7 +4,7 @@ use uvm_api::JobResult;
 
 use super::engine::current;
 use super::state::name;
-use super::work::{Action, JobRecord};
+use super::work::{Action, JobRecord, Place};
 use super::{Batch, CallAnswer, Core, Now};
 use crate::hypervisor::DomainState;
 use crate::model::{
@@ -163,6 +163,12 @@ impl Core {
                     self.forget_disk(disk, batch);
                 }
             }
+            Some(Action::Detach { disk, from: Place::Utility | Place::UtilityReadOnly }) => {
+                let node = self.state.disks.get(&disk).map(|disk| disk.node);
+                if let Some(turns) = node.and_then(|node| self.turns.get_mut(&node)) {
+                    turns.remove(&record.job.id);
+                }
+            }
             Some(Action::GrowVolume { disk, size_mib }) => {
                 if let Some(disk) = self.state.disks.get(&disk) {
                     let reserved_mib = disk.reserved_mib.max(size_mib);
@@ -196,7 +202,10 @@ impl Core {
         record.job.ended_at = Some(now);
         record.job.progress = None;
         self.flights.remove(&job);
-        self.timers.retain(|(_, known)| *known != job);
+        self.no_timer(job);
+        for turns in self.turns.values_mut() {
+            turns.remove(&job);
+        }
         let done = state == JobState::Succeeded;
         let mut follow_up = Vec::new();
         match record.job.kind {

@@ -141,6 +141,9 @@ pub struct Core {
     ids: Ids,
     flights: BTreeMap<Id, Flight>,
     timers: BTreeSet<(Now, Id)>,
+    timer_of: HashMap<Id, Now>,
+    /// Jobs that have their turn at a node's utility VM.
+    turns: HashMap<Id, BTreeSet<Id>>,
     watches: BTreeMap<Id, Watch>,
     calls: u64,
     answers: HashMap<String, Answer>,
@@ -162,6 +165,8 @@ impl Core {
             options,
             flights: BTreeMap::new(),
             timers: BTreeSet::new(),
+            timer_of: HashMap::new(),
+            turns: HashMap::new(),
             watches: BTreeMap::new(),
             // Calls made before a restart may still come to an end: their numbers are none of ours.
             calls: now << 20,
@@ -222,7 +227,7 @@ impl Core {
             if at > now {
                 break;
             }
-            self.timers.remove(&(at, job));
+            self.no_timer(job);
             self.wake(now, job, batch);
         }
         self.look_around(now, batch);
