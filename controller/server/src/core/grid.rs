@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 
 use uvm_placement::{
-    Allocation, Demand, Group, Level, License, NodeId, NodeSpec, NodeState as PlacementState, Numa, Rule,
-    Share, Snapshot, Suitability, Symbol, Workload as PlacementWorkload,
+    Allocation, Demand, Filter, Group, Level, License, NodeId, NodeSpec, NodeState as PlacementState, Numa,
+    Rule, Share, Snapshot, Suitability, Symbol, Workload as PlacementWorkload,
 };
 
 use crate::model::{
@@ -37,6 +37,9 @@ pub(super) struct Ask<'a> {
     pub(super) hypervisors: Vec<&'a str>,
 }
 
+/// Longest name of a group.
+const MAX_NAME: usize = 63;
+
 fn group_word(project: &str, group: &str) -> String {
     format!("{project}/{group}")
 }
@@ -54,13 +57,12 @@ impl Grid {
         }
     }
 
-    /// As [`Grid::learn`], for all that a placement request names.
+    /// As [`Grid::learn`], for what is new with a request: its project and its group. Labels, hypervisors and licenses
+    /// are the nodes'; one that no node has said is one that no node has.
     pub(super) fn learn_request(&mut self, project: &str, request: &PlacementRequest) {
         self.learn([project]);
-        self.learn(
-            request.labels.iter().chain(&request.hypervisors).chain(&request.license).map(String::as_str),
-        );
-        if let Some(group) = &request.group {
+        // A longer name is refused later on, and not worth remembering.
+        if let Some(group) = request.group.as_ref().filter(|group| group.name.len() <= MAX_NAME) {
             self.learn([group_word(project, &group.name).as_str()]);
         }
     }
@@ -195,12 +197,10 @@ impl Grid {
     pub(super) fn place(&self, ask: &Ask<'_>) -> Result<(Id, Vec<NumaShare>), Refusal> {
         let demand = match self.demand(ask) {
             Ok(demand) => demand,
-            Err(missing) => {
-                return Err(Refusal {
-                    considered: self.nodes.len(),
-                    fell: vec![Fell { filter: "requested-node".to_owned(), nodes: self.nodes.len() }],
-                    least_change: Some(missing),
-                });
+            Err((filter, missing)) => {
+                let nodes = self.nodes.len();
+                let fell = vec![Fell { filter: filter.name().to_owned(), nodes }];
+                return Err(Refusal { considered: nodes, fell, least_change: Some(missing) });
             }
         };
         match uvm_placement::place(&self.snapshot, &demand) {
@@ -229,16 +229,30 @@ impl Grid {
         }
     }
 
-    fn demand(&self, ask: &Ask<'_>) -> Result<Demand, String> {
+    fn demand(&self, ask: &Ask<'_>) -> Result<Demand, (Filter, String)> {
         let placement = ask.placement;
         let node = match &placement.node {
             Some(wanted) => match self.snapshot.nodes().find(|view| view.spec.name == *wanted) {
                 Some(view) => Some(view.id),
-                None => return Err(format!("name a node there is: there is no {wanted:?}")),
+                None => {
+                    let change = format!("name a node there is: there is no {wanted:?}");
+                    return Err((Filter::RequestedNode, change));
+                }
             },
             None => None,
         };
         let known = |word: &str| self.snapshot.symbol(word);
+        let unknown = |words: &[String]| words.iter().find(|word| known(word).is_none()).cloned();
+        if let Some(label) = unknown(&placement.labels) {
+            return Err((Filter::Labels, format!("without label {label:?}, which no node has")));
+        }
+        if let Some(license) = placement.license.as_ref().filter(|license| known(license).is_none()) {
+            return Err((Filter::License, format!("without license {license:?}, which no node has")));
+        }
+        if !ask.hypervisors.is_empty() && ask.hypervisors.iter().all(|kind| known(kind).is_none()) {
+            let kinds = ask.hypervisors.join(", ");
+            return Err((Filter::Hypervisor, format!("another hypervisor: no node has {kinds}")));
+        }
         Ok(Demand {
             vcpus: ask.vcpus,
             memory_mib: ask.memory_mib,

@@ -18,6 +18,9 @@ impl Planner<'_> {
     /// The node of a new machine.
     pub(super) fn place(&self, wanted: &Wanted<'_>) -> Result<(Id, Vec<NumaShare>), Problem> {
         let placement = wanted.placement;
+        if let Some(group) = &placement.group {
+            valid_name("group", &group.name)?;
+        }
         let of_image = wanted.image.map(|image| image.hypervisors.as_slice()).unwrap_or_default();
         let asked = placement.hypervisors.as_slice();
         let allowed: Vec<&str> = match (asked.is_empty(), of_image.is_empty()) {
