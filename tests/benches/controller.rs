@@ -19,6 +19,7 @@ fn main() {
     println!("|---|---:|---:|---|---|");
     for Row { name, ours, peer, unit, note } in rows {
         let peer = peer.map_or_else(String::new, |peer| format!("{peer:.0}"));
-        println!("| {name} | {ours:.0} | {peer} | {unit} | {note} |");
+        let digits = if ours < 100.0 { 2 } else { 0 };
+        println!("| {name} | {ours:.digits$} | {peer} | {unit} | {note} |");
     }
 }
