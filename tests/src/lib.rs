@@ -1,7 +1,7 @@
 //! What tests and the demo share: certificates, an image store with faults, a client of the API, and machines
 //! under QEMU.
 //!
-//! This is the only place besides `xtask` that starts other programs; the product never does.
+//! This is the only place besides `xtask` that starts other programs; the utility VM never does.
 
 mod certs;
 mod client;

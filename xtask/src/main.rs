@@ -1,4 +1,4 @@
-//! `cargo xtask`: the developer's commands. They may run child processes and install what a build needs; the product
+//! `cargo xtask`: the developer's commands. They may run child processes and install what a build needs; the utility VM
 //! never does either.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
