@@ -11,6 +11,7 @@ pub mod mbr;
 pub mod probe;
 pub mod sanitize;
 pub mod swap;
+pub mod usage;
 mod verify;
 
 pub use device::{BlockDevice, Device, Geometry, Memory, Slice};

@@ -1,6 +1,8 @@
 //! Disks as files, and foreign tools that judge them.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+pub mod fault;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
