@@ -1,5 +1,6 @@
 //! The builder's state, contents of files, and what can be asked of a node.
 
+use std::hash::RandomState;
 use std::io::Read;
 use std::num::NonZeroU32;
 use std::ops::Range;
@@ -7,7 +8,9 @@ use std::ops::Range;
 use super::alloc::Allocator;
 use super::bytes::crc;
 use super::dir::Directory;
+use super::dir_blocks::Shape;
 use super::extent::{self, Extent, Map};
+use super::hash::NameHash;
 use super::inode::{Attributes, Body, Ino, Inode, NodeKind, Timestamp, check_attributes};
 use super::journal;
 use super::layout::{FIRST_INODE, Layout};
@@ -45,6 +48,9 @@ pub struct Ext4Options {
 pub struct Ext4Builder {
     pub(super) layout: Layout,
     pub(super) options: Ext4Options,
+    pub(super) shape: Shape,
+    /// Of the indexes of directories in memory; nothing on disk depends on it.
+    pub(super) hasher: RandomState,
     /// Seed of all checksums.
     pub(super) seed: u32,
     pub(super) allocator: Allocator,
@@ -73,8 +79,19 @@ impl Ext4Builder {
         let allocator = Allocator::new(layout)?;
         let inodes = (0..FIRST_INODE).map(|_| Inode::default()).collect();
         let writer = WriteBehind::new(device);
-        let mut new =
-            Self { layout, options, seed, allocator, writer, inodes, free_inodes: Vec::new(), reserved: 0 };
+        let hash = Some(NameHash::new(&options.hash_seed));
+        let mut new = Self {
+            layout,
+            shape: Shape { block_size: layout.block_size, checksums: true, hash },
+            options,
+            hasher: RandomState::new(),
+            seed,
+            allocator,
+            writer,
+            inodes,
+            free_inodes: Vec::new(),
+            reserved: 0,
+        };
         new.create_reserved_inodes()?;
         Ok(new)
     }
@@ -102,8 +119,8 @@ impl Ext4Builder {
         let mut lost_found = Directory::new(ROOT);
         lost_found.minimum_blocks = (16_384 / self.options.block_size).max(2);
         root.subdirectories = 1;
-        root.insert(b"lost+found", FIRST_INODE, self.options.block_size);
-        self.reserve(root.reserve() + lost_found.reserve())?;
+        root.insert(b"lost+found", FIRST_INODE, &self.hasher);
+        self.reserve(root.reserve(&self.shape) + lost_found.reserve(&self.shape))?;
         let root = Body::Directory(Box::new(root));
         let lost_found = Body::Directory(Box::new(lost_found));
         *self.slot(ROOT) = Inode::new(NodeKind::Directory, attributes(0o755), root);

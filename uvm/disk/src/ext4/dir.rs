@@ -1,34 +1,44 @@
-//! Directories: kept as a sorted map while names come and go, written as linear blocks in the order
-//! in which the names came.
+//! Directories while names come and go: kept in one piece of memory each, with an index of their own where
+//! they are long. How one is written is in `dir_blocks.rs` and `htree.rs`.
 
-use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 
-use super::bytes::{crc, put_u16, put_u32};
+use hashbrown::HashTable;
+
+use super::dir_blocks::{DOTS, Shape, entry_length};
 use super::extent::Map;
+use super::htree;
 use crate::{Error, ErrorKind, Result};
 
-/// The checksum entry that ends each directory block.
-const TAIL: usize = 12;
 /// A directory has at most this many bytes without the large_dir feature.
 const LARGEST: u64 = (1 << 31) - 4096;
+/// Up to this many names are searched one by one.
+const FEW: usize = 8;
 
-/// A name's inode, and when the name came.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Entry {
-    pub(super) inode: u32,
-    sequence: u32,
+struct Entry {
+    /// Where the name's length is in `names`, the name behind it.
+    at: u32,
+    /// 0 where the name was taken back.
+    inode: u32,
 }
 
 #[derive(Debug)]
 pub(super) struct Directory {
     pub(super) parent: u32,
     pub(super) subdirectories: u32,
-    pub(super) entries: BTreeMap<Box<[u8]>, Entry>,
-    next_sequence: u32,
-    /// Blocks it takes if every name that ever came is still there: never too few.
-    blocks: u32,
-    /// Bytes in use in the last of them.
-    last_used: u32,
+    names: Vec<u8>,
+    /// In the order in which they came.
+    entries: Vec<Entry>,
+    /// The entries by their names' hashes; empty while there are few.
+    table: HashTable<u32>,
+    live: u32,
+    /// Bytes that its entries take on disk.
+    bytes: u32,
+    /// Bytes of the longest entry it ever had.
+    longest: u16,
+    /// Whether it was written with an index.
+    pub(super) indexed: bool,
     /// Blocks to write even when empty: lost+found has room before it is needed.
     pub(super) minimum_blocks: u32,
     /// Where it was written, once it was.
@@ -40,129 +50,172 @@ impl Directory {
         Self {
             parent,
             subdirectories: 0,
-            entries: BTreeMap::new(),
-            next_sequence: 0,
-            blocks: 1,
-            last_used: 24,
+            names: Vec::new(),
+            entries: Vec::new(),
+            table: HashTable::new(),
+            live: 0,
+            bytes: DOTS,
+            longest: DOTS as u16,
+            indexed: false,
             minimum_blocks: 1,
             map: Map::Empty,
         }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.live == 0
+    }
+
+    /// Bytes that `.`, `..` and its names take.
+    pub(super) fn bytes(&self) -> u32 {
+        self.bytes
+    }
+
     /// Blocks to keep free for it: its own, and those of an extent tree should it be in pieces.
-    pub(super) fn reserve(&self) -> u64 {
-        reserve_for(self.blocks.max(self.minimum_blocks))
+    pub(super) fn reserve(&self, shape: &Shape) -> u64 {
+        reserve_for(most_blocks(self.bytes, self.longest, shape).max(u64::from(self.minimum_blocks)))
     }
 
     /// [`Self::reserve`] after `name` is added.
-    pub(super) fn reserve_with(&self, name: &[u8], block_size: u32) -> Result<u64> {
-        let (blocks, _) = self.grown(name, block_size);
-        if u64::from(blocks) * u64::from(block_size) > LARGEST {
+    pub(super) fn reserve_with(&self, name: &[u8], shape: &Shape) -> Result<u64> {
+        let length = entry_length(name) as u16;
+        let bytes = self.bytes.saturating_add(u32::from(length));
+        let blocks = most_blocks(bytes, self.longest.max(length), shape);
+        if blocks * u64::from(shape.block_size) > LARGEST {
             return Err(Error::new(ErrorKind::NoSpace, "an ext4 directory cannot pass 2 GiB"));
         }
-        Ok(reserve_for(blocks.max(self.minimum_blocks)))
+        if shape.hash.is_some() && blocks > htree::most_blocks(shape) {
+            let context = format!("{} names fill the two levels of an ext4 directory's index", self.live);
+            return Err(Error::new(ErrorKind::NoSpace, context));
+        }
+        Ok(reserve_for(blocks.max(u64::from(self.minimum_blocks))))
     }
 
-    fn grown(&self, name: &[u8], block_size: u32) -> (u32, u32) {
-        let length = entry_length(name) as u32;
-        if self.last_used + length > block_size - TAIL as u32 {
-            (self.blocks + 1, length)
-        } else {
-            (self.blocks, self.last_used + length)
-        }
+    /// The inode of a name.
+    pub(super) fn get(&self, name: &[u8], hasher: &RandomState) -> Option<u32> {
+        self.find(name, hasher).map(|index| self.entries[index].inode)
     }
 
     /// Adds a name that is not there yet.
-    pub(super) fn insert(&mut self, name: &[u8], inode: u32, block_size: u32) {
-        (self.blocks, self.last_used) = self.grown(name, block_size);
-        let sequence = self.next_sequence;
-        // Past the end, only the order of names on disk would suffer.
-        self.next_sequence = sequence.saturating_add(1);
-        self.entries.insert(name.into(), Entry { inode, sequence });
+    pub(super) fn insert(&mut self, name: &[u8], inode: u32, hasher: &RandomState) {
+        let length = entry_length(name);
+        self.bytes += length as u32;
+        self.longest = self.longest.max(length as u16);
+        self.live += 1;
+        self.push(name, inode, hasher);
     }
 
-    /// Encodes the blocks in order. `file_type` gives the type byte of an inode.
-    pub(super) fn encode(
-        &self,
-        inode: u32,
-        block_size: u32,
-        seed: u32,
-        file_type: impl Fn(u32) -> u8,
-        mut emit: impl FnMut(&[u8]) -> Result<()>,
-    ) -> Result<()> {
-        let mut sorted: Vec<(&[u8], Entry)> = self.entries.iter().map(|(name, e)| (&**name, *e)).collect();
-        sorted.sort_by_key(|(_, entry)| entry.sequence);
-        let dots: [(&[u8], u32); 2] = [(b".", inode), (b"..", self.parent)];
-        let names = dots.into_iter().chain(sorted.into_iter().map(|(name, entry)| (name, entry.inode)));
-        let mut block = Block { bytes: vec![0; block_size as usize], used: 0, last: 0 };
-        let mut emitted = 0;
-        for (name, target) in names {
-            if !block.fits(name) {
-                emit(block.finish(seed))?;
-                emitted += 1;
-                block.clear();
-            }
-            block.push(name, target, file_type(target));
+    /// Gives a name that is there another inode.
+    pub(super) fn replace(&mut self, name: &[u8], inode: u32, hasher: &RandomState) {
+        if let Some(index) = self.find(name, hasher) {
+            self.entries[index].inode = inode;
         }
-        loop {
-            emit(block.finish(seed))?;
-            emitted += 1;
-            if emitted >= self.minimum_blocks {
-                return Ok(());
-            }
-            block.clear();
+    }
+
+    pub(super) fn remove(&mut self, name: &[u8], hasher: &RandomState) {
+        let Some(index) = self.find(name, hasher) else { return };
+        if let Ok(found) = self.table.find_entry(hasher.hash_one(name), |other| *other as usize == index) {
+            found.remove();
+        }
+        self.entries[index].inode = 0;
+        self.bytes -= entry_length(name) as u32;
+        self.live -= 1;
+        let dead = self.entries.len() - self.live as usize;
+        if dead > FEW && dead > self.live as usize {
+            self.compact(hasher);
+        }
+    }
+
+    /// Names and inodes, in the order in which they came.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&[u8], u32)> {
+        self.entries
+            .iter()
+            .filter(|entry| entry.inode != 0)
+            .map(|entry| (name_at(&self.names, entry.at), entry.inode))
+    }
+
+    /// The name and inode at a place among all that ever came; `None` where the name was taken back.
+    pub(super) fn at(&self, index: usize) -> Option<(&[u8], u32)> {
+        let entry = self.entries.get(index).filter(|entry| entry.inode != 0)?;
+        Some((name_at(&self.names, entry.at), entry.inode))
+    }
+
+    /// Places for [`Self::at`].
+    pub(super) fn places(&self) -> usize {
+        self.entries.len()
+    }
+
+    fn find(&self, name: &[u8], hasher: &RandomState) -> Option<usize> {
+        let is_it = |entry: &Entry| entry.inode != 0 && name_at(&self.names, entry.at) == name;
+        if self.table.is_empty() {
+            return self.entries.iter().position(is_it);
+        }
+        let found = self.table.find(hasher.hash_one(name), |index| is_it(&self.entries[*index as usize]));
+        found.map(|index| *index as usize)
+    }
+
+    fn push(&mut self, name: &[u8], inode: u32, hasher: &RandomState) {
+        let (names, entries) = (&mut self.names, &mut self.entries);
+        grow(names, 1 + name.len(), 64);
+        grow(entries, 1, 4);
+        // A directory of 2 GiB has less than as many bytes of names, and no more dead ones than live.
+        entries.push(Entry { at: names.len() as u32, inode });
+        names.push(name.len() as u8);
+        names.extend_from_slice(name);
+        let index = entries.len() - 1;
+        if !self.table.is_empty() {
+            let hash_of = |other: &u32| hasher.hash_one(name_at(names, entries[*other as usize].at));
+            self.table.insert_unique(hasher.hash_one(name), index as u32, hash_of);
+        } else if index >= FEW {
+            self.build_table(hasher);
+        }
+    }
+
+    fn build_table(&mut self, hasher: &RandomState) {
+        let Self { names, entries, table, live, .. } = self;
+        let hash_of = |index: &u32| hasher.hash_one(name_at(names, entries[*index as usize].at));
+        *table = HashTable::with_capacity(*live as usize);
+        for (index, entry) in entries.iter().enumerate().filter(|(_, entry)| entry.inode != 0) {
+            table.insert_unique(hasher.hash_one(name_at(names, entry.at)), index as u32, hash_of);
+        }
+    }
+
+    /// Forgets the names that were taken back.
+    fn compact(&mut self, hasher: &RandomState) {
+        let (names, entries) = (std::mem::take(&mut self.names), std::mem::take(&mut self.entries));
+        self.table = HashTable::new();
+        for entry in entries.iter().filter(|entry| entry.inode != 0) {
+            self.push(name_at(&names, entry.at), entry.inode, hasher);
         }
     }
 }
 
-fn reserve_for(blocks: u32) -> u64 {
-    let blocks = u64::from(blocks);
+/// Room for `more`, an eighth at a time where there is much: memory is what a builder has little of.
+pub(super) fn grow<T>(vec: &mut Vec<T>, more: usize, least: usize) {
+    if vec.capacity() - vec.len() < more {
+        vec.reserve_exact(more.max(least).max(vec.len() / 8));
+    }
+}
+
+fn name_at(names: &[u8], at: u32) -> &[u8] {
+    let at = at as usize;
+    &names[at + 1..at + 1 + names[at] as usize]
+}
+
+/// Blocks that suffice for entries of `bytes` in all, whatever their order.
+fn most_blocks(bytes: u32, longest: u16, shape: &Shape) -> u64 {
+    let room = shape.room();
+    if bytes <= room {
+        return 1;
+    }
+    // A block is left for the next one with less than the longest entry free.
+    let filled = shape.leaf_room() - u32::from(longest) + 4;
+    let leaves = u64::from(bytes.div_ceil(filled));
+    if shape.hash.is_some() { htree::blocks(leaves, shape) } else { leaves }
+}
+
+fn reserve_for(blocks: u64) -> u64 {
     if blocks > 4 { blocks + blocks.div_ceil(80) + 2 } else { blocks }
-}
-
-fn entry_length(name: &[u8]) -> usize {
-    (8 + name.len()).next_multiple_of(4)
-}
-
-struct Block {
-    bytes: Vec<u8>,
-    used: usize,
-    /// Offset of the last entry.
-    last: usize,
-}
-
-impl Block {
-    fn fits(&self, name: &[u8]) -> bool {
-        self.used + entry_length(name) <= self.bytes.len() - TAIL
-    }
-
-    fn push(&mut self, name: &[u8], inode: u32, file_type: u8) {
-        let (at, length) = (self.used, entry_length(name));
-        put_u32(&mut self.bytes, at, inode);
-        put_u16(&mut self.bytes, at + 4, length as u16);
-        self.bytes[at + 6] = name.len() as u8;
-        self.bytes[at + 7] = file_type;
-        self.bytes[at + 8..at + 8 + name.len()].copy_from_slice(name);
-        self.last = at;
-        self.used += length;
-    }
-
-    /// Stretches the last entry to the tail (an empty block has one unused entry) and adds the checksum.
-    fn finish(&mut self, seed: u32) -> &[u8] {
-        let tail = self.bytes.len() - TAIL;
-        let length = (tail - self.last) as u16;
-        put_u16(&mut self.bytes, self.last + 4, length);
-        let checksum = crc(seed, &self.bytes[..tail]);
-        put_u16(&mut self.bytes, tail + 4, TAIL as u16);
-        self.bytes[tail + 7] = 0xDE;
-        put_u32(&mut self.bytes, tail + 8, checksum);
-        &self.bytes
-    }
-
-    fn clear(&mut self) {
-        self.bytes.fill(0);
-        (self.used, self.last) = (0, 0);
-    }
 }
 
 /// Refuses what the kernel could not look up.
@@ -176,4 +229,33 @@ pub(super) fn check_name(name: &[u8]) -> Result<()> {
         return Err(Error::new(ErrorKind::Invalid, format!("{shown:?} cannot be a file name")));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_come_and_go() {
+        let hasher = RandomState::new();
+        let mut directory = Directory::new(2);
+        let name = |index: u32| format!("{index}{:x>1$}", "", (index % 200) as usize).into_bytes();
+        for index in 1..=3000 {
+            directory.insert(&name(index), index, &hasher);
+        }
+        for index in (1..=3000).filter(|index| index % 7 != 0) {
+            directory.remove(&name(index), &hasher);
+        }
+        directory.replace(&name(70), 99, &hasher);
+        for index in 1..=3000 {
+            let expected = if index == 70 { Some(99) } else { Some(index).filter(|index| index % 7 == 0) };
+            assert_eq!(directory.get(&name(index), &hasher), expected, "{index}");
+        }
+        assert_eq!(directory.iter().count(), 3000 / 7);
+        assert!(directory.places() < 3000 / 3, "what went is forgotten: {}", directory.places());
+        for index in (7..=3000).step_by(7) {
+            directory.remove(&name(index), &hasher);
+        }
+        assert!(directory.is_empty() && directory.bytes() == DOTS);
+    }
 }

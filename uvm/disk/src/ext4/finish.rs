@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::builder::Ext4Builder;
 use super::bytes::{crc, high16, high32, low16, low32, put_u16, put_u32};
+use super::dir_blocks::Written;
 use super::extent;
 use super::inode::{Body, NodeKind, entry_type};
 use super::journal;
@@ -94,12 +95,13 @@ impl Ext4Builder {
         }
         let body = std::mem::take(&mut self.slot(number).body);
         let Body::Directory(mut directory) = body else { return Ok(()) };
-        let seed = self.inode_seed(number);
+        let (shape, seed) = (self.shape, self.inode_seed(number));
         let Self { layout, allocator, writer, inodes, .. } = self;
         let mut extents = Vec::new();
         let mut logical = 0;
         let type_of = |target: u32| inodes.get(target as usize - 1).map_or(0, |inode| entry_type(inode.mode));
-        directory.encode(number, layout.block_size, seed, type_of, |bytes| {
+        let written = Written { directory: &directory, shape, inode: number, seed, type_of };
+        let indexed = written.encode(|bytes| {
             let Some(block) = allocator.allocate(1)? else {
                 return Err(full("a directory"));
             };
@@ -108,6 +110,7 @@ impl Ext4Builder {
             logical += 1;
             Ok(())
         })?;
+        directory.indexed = indexed;
         directory.map = self.build_map(number, extents)?;
         self.slot(number).body = Body::Directory(directory);
         Ok(())

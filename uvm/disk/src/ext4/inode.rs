@@ -12,6 +12,7 @@ use crate::{Error, ErrorKind, Result};
 /// More links than this a non-directory cannot have.
 pub(super) const MOST_LINKS: u32 = 65_000;
 const EXTENTS_FLAG: u32 = 0x8_0000;
+const INDEX_FLAG: u32 = 0x1000;
 const EXTRA_SIZE: usize = 32;
 /// 2310-04-04: the end of what e2fsck believes.
 const LATEST: i64 = 0x2_7FFF_FFFF;
@@ -249,7 +250,8 @@ impl Inode {
         put_time(bytes, 0x90, 0x94, created);
         let mut blocks = 0;
         if let Some(map) = self.map() {
-            put_u32(bytes, 0x20, EXTENTS_FLAG);
+            let indexed = matches!(&self.body, Body::Directory(directory) if directory.indexed);
+            put_u32(bytes, 0x20, EXTENTS_FLAG | if indexed { INDEX_FLAG } else { 0 });
             bytes[0x28..0x28 + 60].copy_from_slice(&map.root());
             blocks = map.blocks();
         }

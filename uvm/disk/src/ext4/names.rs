@@ -1,9 +1,10 @@
 //! Names: creating, linking, moving and removing nodes.
 
+use std::hash::RandomState;
 use std::io::Read;
 
-use super::builder::{Ext4Builder, ROOT, ino};
-use super::dir::{Directory, check_name};
+use super::builder::{Ext4Builder, ROOT, gone, ino};
+use super::dir::{Directory, check_name, grow};
 use super::inode::{Attributes, Body, Ino, Inode, MOST_LINKS, NodeKind, check_attributes};
 use super::layout::FIRST_INODE;
 use crate::{Error, ErrorKind, Result};
@@ -14,15 +15,16 @@ const FAST_SYMLINK: usize = 59;
 impl Ext4Builder {
     /// The inode of a name, if it is there.
     pub fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
-        Ok(self.directory(dir)?.entries.get(name).map(|entry| ino(entry.inode)))
+        Ok(self.directory(dir)?.get(name, &self.hasher).map(ino))
     }
 
     /// Names, inodes and kinds in a directory, sorted by name.
     pub fn list(&self, dir: Ino) -> Result<Vec<(Vec<u8>, Ino, NodeKind)>> {
-        let entries = self.directory(dir)?.entries.iter();
-        entries
-            .map(|(name, entry)| Ok((name.to_vec(), ino(entry.inode), self.kind(ino(entry.inode))?)))
-            .collect()
+        let entries = self.directory(dir)?.iter();
+        let entries = entries.map(|(name, inode)| Ok((name.to_vec(), ino(inode), self.kind(ino(inode))?)));
+        let mut entries = entries.collect::<Result<Vec<_>>>()?;
+        entries.sort_unstable_by(|(name, ..), (other, ..)| name.cmp(other));
+        Ok(entries)
     }
 
     /// Creates a file of exactly `size` bytes read from `contents`. At least 64 KiB of zeros in whole blocks
@@ -48,7 +50,7 @@ impl Ext4Builder {
     pub fn create_dir(&mut self, dir: Ino, name: &[u8], attributes: Attributes) -> Result<Ino> {
         self.check_new(dir, name, &attributes)?;
         let new = Directory::new(dir.get());
-        let reserved = new.reserve();
+        let reserved = new.reserve(&self.shape);
         self.reserve(reserved)?;
         let body = Body::Directory(Box::new(new));
         let created = self
@@ -129,7 +131,7 @@ impl Ext4Builder {
         let target = self.lookup(dir, name)?.ok_or_else(|| no_name(name))?;
         self.check_movable(target)?;
         if let Body::Directory(directory) = &self.inode(target)?.body {
-            if !directory.entries.is_empty() {
+            if !directory.is_empty() {
                 return Err(Error::new(
                     ErrorKind::Invalid,
                     format!("directory {} is not empty", shown(name)),
@@ -138,7 +140,7 @@ impl Ext4Builder {
             let parent = self.directory_mut(dir)?;
             parent.subdirectories -= 1;
         }
-        self.directory_mut(dir)?.entries.remove(name);
+        self.remove_name(dir, name)?;
         self.drop_link(target)
     }
 
@@ -163,14 +165,13 @@ impl Ext4Builder {
         match replaced {
             // The entry keeps its place, so that nothing can fail any more.
             Some(other) => {
-                if let Some(entry) = self.directory_mut(to_dir)?.entries.get_mut(to) {
-                    entry.inode = moved.get();
-                }
+                let (directory, hasher) = self.directory_and_hasher(to_dir)?;
+                directory.replace(to, moved.get(), hasher);
                 self.drop_link(other)?;
             }
             None => self.add_name(to_dir, to, moved.get())?,
         }
-        self.directory_mut(from_dir)?.entries.remove(from);
+        self.remove_name(from_dir, from)?;
         if is_directory {
             self.directory_mut(from_dir)?.subdirectories -= 1;
             self.directory_mut(to_dir)?.subdirectories += 1;
@@ -218,6 +219,7 @@ impl Ext4Builder {
             let context = format!("the ext4 file system is full: all its {total} inodes are in use");
             return Err(Error::new(ErrorKind::NoSpace, context));
         }
+        grow(&mut self.inodes, 1, 1024);
         self.inodes.push(Inode::default());
         Ok(self.inodes.len() as u32)
     }
@@ -243,23 +245,33 @@ impl Ext4Builder {
     }
 
     fn add_name(&mut self, dir: Ino, name: &[u8], number: u32) -> Result<()> {
-        let block_size = self.layout.block_size;
         let directory = self.directory(dir)?;
-        let more = directory.reserve_with(name, block_size)? - directory.reserve();
+        let more = directory.reserve_with(name, &self.shape)? - directory.reserve(&self.shape);
         self.reserve(more)?;
-        self.directory_mut(dir)?.insert(name, number, block_size);
+        let (directory, hasher) = self.directory_and_hasher(dir)?;
+        directory.insert(name, number, hasher);
+        Ok(())
+    }
+
+    fn remove_name(&mut self, dir: Ino, name: &[u8]) -> Result<()> {
+        let shape = self.shape;
+        let (directory, hasher) = self.directory_and_hasher(dir)?;
+        let before = directory.reserve(&shape);
+        directory.remove(name, hasher);
+        self.reserved -= before - directory.reserve(&shape);
         Ok(())
     }
 
     /// Takes one link away, and the node with the last one.
     fn drop_link(&mut self, target: Ino) -> Result<()> {
+        let shape = self.shape;
         let inode = self.inode_mut(target)?;
         inode.links -= 1;
         if inode.links > 0 {
             return Ok(());
         }
         if let Body::Directory(directory) = &inode.body {
-            self.reserved -= directory.reserve();
+            self.reserved -= directory.reserve(&shape);
         }
         self.free_node(target.get());
         Ok(())
@@ -316,9 +328,15 @@ impl Ext4Builder {
     }
 
     fn directory_mut(&mut self, dir: Ino) -> Result<&mut Directory> {
-        match &mut self.inode_mut(dir)?.body {
-            Body::Directory(directory) => Ok(directory),
-            _ => Err(not_a_directory(dir)),
+        self.directory_and_hasher(dir).map(|(directory, _)| directory)
+    }
+
+    fn directory_and_hasher(&mut self, dir: Ino) -> Result<(&mut Directory, &RandomState)> {
+        let Self { inodes, hasher, .. } = self;
+        match inodes.get_mut(dir.get() as usize - 1).map(|inode| &mut inode.body) {
+            Some(Body::Directory(directory)) => Ok((directory, hasher)),
+            Some(Body::Unused) | None => Err(gone(dir)),
+            Some(_) => Err(not_a_directory(dir)),
         }
     }
 }

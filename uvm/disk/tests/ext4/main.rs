@@ -1,6 +1,7 @@
 //! The ext4 builder before its judges: e2fsck, dumpe2fs, debugfs and, as root, the kernel.
 
 mod device;
+mod htree;
 mod kernel;
 mod model;
 
