@@ -5,6 +5,7 @@
 
 mod certs;
 mod client;
+mod judge_vm;
 mod machine;
 mod qmp;
 mod serial;
@@ -12,6 +13,7 @@ mod store;
 
 pub use certs::{KeyPair, Pki};
 pub use client::{Client, ClientError};
+pub use judge_vm::JudgeVm;
 pub use machine::{
     Accel, Appliance, ApplianceFiles, ApplianceOptions, Bus, Disk, Guest, GuestOptions, HotDisk,
 };

@@ -142,7 +142,7 @@ impl Disk {
 }
 
 /// A running QEMU; ends with this value.
-struct Machine {
+pub(crate) struct Machine {
     child: Child,
     qmp: Qmp,
     serial: Serial,
@@ -153,7 +153,11 @@ struct Machine {
 
 impl Machine {
     /// Starts QEMU with what every machine has. Its log and its serial log are `name` in `work`.
-    fn start(name: &str, work: &Path, build: impl FnOnce(&mut Command, &Path) -> Result<()>) -> Result<Self> {
+    pub(crate) fn start(
+        name: &str,
+        work: &Path,
+        build: impl FnOnce(&mut Command, &Path) -> Result<()>,
+    ) -> Result<Self> {
         fs::create_dir_all(work).with_context(|| format!("making {}", work.display()))?;
         let private = tempfile::Builder::new().prefix("uvm-").tempdir().context("making a folder")?;
         let (qmp, line) = (private.path().join("qmp"), private.path().join("serial"));
@@ -188,7 +192,13 @@ impl Machine {
         }
     }
 
-    fn wait_exit(&mut self, timeout: Duration) -> Result<ExitStatus> {
+    /// Its serial line.
+    pub(crate) fn serial(&self) -> &Serial {
+        &self.serial
+    }
+
+    /// Waits until it has powered itself off.
+    pub(crate) fn wait_exit(&mut self, timeout: Duration) -> Result<ExitStatus> {
         let deadline = Instant::now() + timeout;
         loop {
             if let Some(status) = self.child.try_wait().context("waiting for QEMU")? {
@@ -253,7 +263,8 @@ fn forwarded_port(qmp: &mut Qmp) -> Result<u16> {
     port.with_context(|| format!("QEMU forwards no port: {text}"))
 }
 
-fn attach_at_boot(command: &mut Command, disks: &[Disk]) {
+/// Gives the machine these disks from the start.
+pub(crate) fn attach_at_boot(command: &mut Command, disks: &[Disk]) {
     for (index, disk) in disks.iter().enumerate() {
         let node = format!("node-boot{index}");
         let bus = if disk.bus == Bus::Scsi { "scsi.0" } else { "pcie.0" };

@@ -10,7 +10,7 @@ use crate::deps::{self, Need};
 use crate::{appliance, demo, image};
 
 /// The judges: foreign tools that say whether what we write is right.
-const NEEDS: [Need; 26] = [
+const NEEDS: [Need; 29] = [
     need("sgdisk", "gdisk", "judge partition tables"),
     need("sfdisk", "fdisk", "judge partition tables"),
     need("fsck.fat", "dosfstools", "judge FAT"),
@@ -32,6 +32,9 @@ const NEEDS: [Need; 26] = [
     need("skopeo", "skopeo", "judge OCI images"),
     need("docker-registry", "docker-registry", "serve OCI images"),
     need("cpio", "cpio", "judge the initramfs"),
+    need("/bin/busybox", "busybox-static", "let the appliance's kernel judge file systems"),
+    need("ntfsfix", "ntfs-3g", "judge NTFS"),
+    need("ntfsls", "ntfs-3g", "read NTFS"),
     need("pwck", "passwd", "judge a guest's users"),
     need("ssh-keygen", "openssh-client", "judge SSH keys"),
     need("cc", "gcc", "link Rust programs"),
