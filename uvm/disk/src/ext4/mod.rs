@@ -33,6 +33,7 @@ mod layout;
 mod names;
 mod state;
 mod superblock;
+mod volume;
 mod writer;
 mod xattr;
 
@@ -40,3 +41,4 @@ pub use builder::{Ext4Builder, Ext4Options};
 pub use finish::Ext4Summary;
 pub use inode::{Attributes, Ino, NodeKind, Timestamp};
 pub use state::{JournalPlace, State, read_state};
+pub use volume::used_extents;

@@ -1,0 +1,7 @@
+//! An existing ext2, ext3 or ext4: its used blocks, and its growing and shrinking, with the judges behind.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../judge/mod.rs"]
+mod judge;
+mod support;
+mod usage;
