@@ -1,0 +1,89 @@
+//! The same engine on a host: `uvm plan`, `uvm apply`, `uvm inspect`.
+//!
+//! Exit status: 0 done, 2 refused before anything was written, 3 failed, with `disk_state` in the output.
+
+mod inspect;
+mod job;
+mod output;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Parser, Subcommand};
+
+use self::job::JobArguments;
+use crate::image::ClientOptions;
+use crate::inventory::CommandLineInventory;
+use crate::job::{Engine, Options};
+
+const DONE: u8 = 0;
+const REFUSED: u8 = 2;
+const FAILED: u8 = 3;
+
+#[derive(Parser)]
+#[command(name = "uvm", version, about = "Makes machines out of block devices and files")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print the plan of a job: steps, extents that will be lost, partitions, plan_hash. Writes nothing.
+    Plan(JobArguments),
+    /// Carry a job out.
+    Apply {
+        #[command(flatten)]
+        job: JobArguments,
+        /// Also append every event to a file in this folder, one file a job.
+        #[arg(long, value_name = "DIR")]
+        journal: Option<PathBuf>,
+    },
+    /// Tell what is on a device or file. Writes nothing.
+    Inspect {
+        /// Device or file.
+        path: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        /// Logical block size of a plain file.
+        #[arg(long, default_value_t = 512, value_parser = block_size)]
+        logical_block_size: u32,
+    },
+    /// Print the OpenAPI document of the appliance's API.
+    Openapi,
+}
+
+fn block_size(text: &str) -> Result<u32, String> {
+    match text {
+        "512" => Ok(512),
+        "4096" => Ok(4096),
+        _ => Err("512 or 4096".to_owned()),
+    }
+}
+
+/// Runs the command line.
+pub(crate) fn run() -> ExitCode {
+    let status = match Arguments::parse().command {
+        Command::Plan(arguments) => job::plan(&arguments),
+        Command::Apply { job, journal } => job::apply(&job, journal),
+        Command::Inspect { path, json, logical_block_size } => {
+            inspect::inspect(&path, json, logical_block_size)
+        }
+        Command::Openapi => {
+            say!("{}", crate::http::document());
+            DONE
+        }
+    };
+    ExitCode::from(status)
+}
+
+fn engine(
+    devices: Vec<(String, PathBuf)>,
+    file_block_size: u32,
+    journal_dir: Option<PathBuf>,
+) -> Arc<Engine> {
+    let inventory = CommandLineInventory { devices, file_block_size };
+    Engine::new(Arc::new(inventory), Options { image: ClientOptions::default(), journal_dir, max_running: 1 })
+}
