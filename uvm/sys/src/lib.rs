@@ -47,7 +47,7 @@ pub use net::{
 pub use power::{
     PowerCallback, PowerRequest, block_signals_and_reap, on_power_button, power_off, reap_children, reboot,
 };
-pub use sysfs::{BlockDeviceInfo, Transport, enumerate};
+pub use sysfs::{BlockDeviceInfo, Transport, enumerate, loop_device_of};
 pub use tree::{FileAttributes, FileMetadata, FileType, NewFile, Tree};
 pub use tty::{active_consoles, attach_console, kmsg, open_tty, set_console_log_level, set_winsize_default};
 pub use uevent::{Action, Uevent, UeventSocket};

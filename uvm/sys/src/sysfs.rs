@@ -79,6 +79,20 @@ pub(crate) fn enumerate_in(root: &Path) -> Result<Vec<BlockDeviceInfo>> {
     Ok(found)
 }
 
+/// The loop device that has the file at `path` behind it, if there is one.
+pub fn loop_device_of(path: &Path) -> Result<Option<PathBuf>> {
+    let failed = |e: io::Error| Error::io(format!("looking for loop devices of {}", path.display()), e);
+    let real = std::fs::canonicalize(path).map_err(failed)?;
+    for entry in std::fs::read_dir("/sys/block").map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let backing = text(&entry.path().join("loop/backing_file"));
+        if backing.is_some_and(|backing| Path::new(&backing) == real) {
+            return Ok(Some(Path::new("/dev").join(entry.file_name())));
+        }
+    }
+    Ok(None)
+}
+
 fn is_disk_name(name: &str) -> bool {
     !["loop", "ram", "zram", "dm-", "md", "sr", "fd"].iter().any(|prefix| {
         // `md127` and `fd0`, but not a name that merely begins like them.

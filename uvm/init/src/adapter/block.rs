@@ -101,7 +101,7 @@ fn refused() -> io::Error {
     io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "the device is opened read-only")
 }
 
-fn geometry(block: &KernelBlock) -> Geometry {
+pub(super) fn geometry(block: &KernelBlock) -> Geometry {
     Geometry {
         size: block.size(),
         logical_block_size: block.logical_block_size(),

@@ -2,4 +2,6 @@
 
 pub(crate) mod block;
 pub(crate) mod builder;
+pub(crate) mod fill;
+pub(crate) mod host;
 pub(crate) mod mounted;

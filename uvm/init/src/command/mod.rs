@@ -2,9 +2,12 @@
 //!
 //! Exit status: 0 done, 2 refused before anything was written, 3 failed, with `disk_state` in the output.
 
+mod failure;
 mod inspect;
 mod job;
+mod mkfs;
 mod output;
+mod size;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,6 +16,7 @@ use std::sync::Arc;
 use clap::{Parser, Subcommand};
 
 use self::job::JobArguments;
+use self::mkfs::MkfsArguments;
 use crate::image::ClientOptions;
 use crate::inventory::CommandLineInventory;
 use crate::job::{Engine, Options};
@@ -51,6 +55,8 @@ enum Command {
         #[arg(long, default_value_t = 512, value_parser = block_size)]
         logical_block_size: u32,
     },
+    /// Make a file system on a device or in a file.
+    Mkfs(MkfsArguments),
     /// Print the OpenAPI document of the appliance's API.
     Openapi,
 }
@@ -71,6 +77,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Inspect { path, json, logical_block_size } => {
             inspect::inspect(&path, json, logical_block_size)
         }
+        Command::Mkfs(arguments) => mkfs::mkfs(&arguments),
         Command::Openapi => {
             say!("{}", crate::http::document());
             DONE

@@ -14,6 +14,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod archive;
 mod blob;
 mod error;
 mod layer;
@@ -36,6 +37,7 @@ use manifest::{Document, MAX_DOCUMENT_BYTES};
 use reference::Sort;
 use transport::Transport;
 
+pub(crate) use archive::Archive;
 pub(crate) use error::{ImageError, ImageErrorKind, Result};
 pub(crate) use layer::LayerReader;
 pub(crate) use manifest::{ImageConfig, Layer};

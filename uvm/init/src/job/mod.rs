@@ -17,5 +17,6 @@ mod sanitize;
 pub(crate) use engine::{Engine, Options, max_running};
 pub(crate) use error::{CancelledMarker, JobError, SourceFault};
 pub(crate) use journal::now;
+pub(crate) use layout::derive;
 pub(crate) use plan::hex;
 pub(crate) use progress::Progress;

@@ -1,0 +1,68 @@
+//! The file system itself, written.
+
+use std::error::Error as StdError;
+
+use uuid::Uuid;
+use uvm_disk::ext4::{Ext4Builder, Ext4Options};
+use uvm_disk::fat::{FatBuilder, FatOptions};
+use uvm_disk::{Device, swap};
+
+use super::arguments::{ExtArguments, FatArguments, Kind, SwapArguments};
+use crate::adapter::fill::{Source, fill};
+use crate::command::size::shown;
+use crate::image::Archive;
+use crate::job::derive;
+
+type Made = Result<String, Box<dyn StdError + Send + Sync>>;
+
+/// Makes it on all of the device; what was made, for people.
+pub(super) fn make(kind: &Kind, device: &Device, clock: u64, archives: Vec<Archive>) -> Made {
+    match kind {
+        Kind::Ext4(arguments) => ext(arguments, device, clock, archives),
+        Kind::Fat(arguments) => fat(arguments, device, clock),
+        Kind::Swap(arguments) => swap_area(arguments, device),
+    }
+}
+
+fn ext(arguments: &ExtArguments, device: &Device, clock: u64, mut archives: Vec<Archive>) -> Made {
+    let uuid = arguments.uuid.unwrap_or_else(Uuid::new_v4);
+    let options = Ext4Options {
+        block_size: arguments.block_size.unwrap_or(4096),
+        label: arguments.label.clone(),
+        uuid: *uuid.as_bytes(),
+        hash_seed: *derive(&uuid.to_string(), "hash-seed").as_bytes(),
+        timestamp: clock,
+        inode_ratio: arguments.inode_ratio,
+        reserved_percent: arguments.reserved_percent,
+        journal: !arguments.no_journal,
+    };
+    let builder = Ext4Builder::new(Device::clone(device), options)?;
+    let mut sources: Vec<Source<'_>> = archives
+        .iter_mut()
+        .map(|archive| Source { name: archive.path().display().to_string(), reader: archive })
+        .collect();
+    let (entries, _) = fill(builder, clock, &mut sources)?;
+    let filled = if archives.is_empty() { String::new() } else { format!(", {entries} entries") };
+    Ok(format!("ext4 {uuid}, {}{filled}", shown(device.geometry().size)))
+}
+
+fn fat(arguments: &FatArguments, device: &Device, clock: u64) -> Made {
+    let volume_id = arguments.uuid.unwrap_or_else(rand::random);
+    let options = FatOptions {
+        label: arguments.label.clone(),
+        volume_id,
+        fat_type: arguments.fat_type,
+        cluster_size: arguments.cluster_size,
+        timestamp: clock,
+        ..FatOptions::default()
+    };
+    FatBuilder::new(Device::clone(device), options)?.finish()?;
+    let (high, low) = (volume_id >> 16, volume_id & 0xffff);
+    Ok(format!("vfat {high:04X}-{low:04X}, {}", shown(device.geometry().size)))
+}
+
+fn swap_area(arguments: &SwapArguments, device: &Device) -> Made {
+    let uuid = arguments.uuid.unwrap_or_else(Uuid::new_v4);
+    swap::write_swap_header(&**device, uuid, &arguments.label, arguments.page_size)?;
+    Ok(format!("swap {uuid}, {}", shown(device.geometry().size)))
+}
