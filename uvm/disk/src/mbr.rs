@@ -40,7 +40,7 @@ impl Mbr {
     }
 }
 
-fn is_extended(kind: u8) -> bool {
+pub(crate) fn is_extended(kind: u8) -> bool {
     matches!(kind, 0x05 | 0x0f | 0x85)
 }
 

@@ -10,9 +10,11 @@ mod directory;
 mod layout;
 mod name;
 mod reader;
+mod usage;
 
 pub use builder::{FatBuilder, FatSummary};
 pub use reader::{FatEntry, FatReader};
+pub use usage::used_extents;
 
 /// Width of the entries of the allocation table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

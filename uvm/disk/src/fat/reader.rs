@@ -12,6 +12,8 @@ const MAX_LONG_ENTRIES: usize = 20;
 /// Larger tables are not counted: the volume's own figure has to do.
 const MAX_COUNTED_TABLE: u64 = 16 << 20;
 const MAX_DEPTH: usize = 64;
+/// As mkfs.fat makes at most.
+const MAX_FATS: u64 = 4;
 
 /// A name in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,14 +34,16 @@ pub struct FatReader<'d> {
     fat_type: FatType,
     volume_id: u32,
     boot_label: [u8; 11],
-    cluster_size: u32,
-    clusters: u32,
+    pub(super) cluster_size: u32,
+    pub(super) clusters: u32,
+    /// Bytes from the boot sector to the last one.
+    pub(super) size: u64,
     fat_offset: u64,
     fat_len: u64,
     root_offset: u64,
     root_len: usize,
     root_cluster: u32,
-    data_offset: u64,
+    pub(super) data_offset: u64,
     info_offset: u64,
 }
 
@@ -65,7 +69,7 @@ impl<'d> FatReader<'d> {
             && matches!(sector, 512 | 1024 | 2048 | 4096)
             && per_cluster.is_power_of_two()
             && reserved > 0
-            && (1..=2).contains(&fats)
+            && (1..=MAX_FATS).contains(&fats)
             && fat_sectors > 0
             && (b[21] == 0xf0 || b[21] >= 0xf8);
         if !sound {
@@ -83,6 +87,14 @@ impl<'d> FatReader<'d> {
         let is_32 = le16(&b, 22) == 0;
         let extended = if is_32 { 64 } else { 36 };
         let fat_len = fat_sectors * sector;
+        let active = match le16(&b, 40) {
+            // Only one table is kept up to date, and this says which.
+            flags if is_32 && flags & 0x80 != 0 => u64::from(flags & 0xf),
+            _ => 0,
+        };
+        if active >= fats {
+            return Err(corrupt(format!("FAT {active} of {fats} is the active one")));
+        }
         let fat_type = if is_32 { FatType::Fat32 } else { FatType::of(clusters.min(65_524)) };
         if total * sector > device.geometry().size || fat_type.table_len(u64::from(clusters) + 2) > fat_len {
             return Err(corrupt("the FAT boot sector claims more than there is"));
@@ -94,7 +106,8 @@ impl<'d> FatReader<'d> {
             boot_label: bytes_at(&b, extended + 7),
             cluster_size: (per_cluster * sector) as u32,
             clusters,
-            fat_offset: reserved * sector,
+            size: total * sector,
+            fat_offset: reserved * sector + active * fat_len,
             fat_len,
             root_offset: root_start * sector,
             root_len: root_len as usize,
@@ -147,14 +160,14 @@ impl<'d> FatReader<'d> {
     }
 
     /// The bytes of the table that hold the entries from `first` to `last`.
-    fn table(&self, first: u32, last: u32) -> Result<Vec<u8>> {
+    pub(super) fn table(&self, first: u32, last: u32) -> Result<Vec<u8>> {
         let start = u64::from(first) * u64::from(self.fat_type.bits()) / 8;
         let end = self.fat_type.table_len(u64::from(last) + 1).min(self.fat_len);
         read_bytes(self.device, self.fat_offset + start, (end - start) as usize, "reading a FAT")
     }
 
     /// An entry out of bytes that begin at entry `first`, which is even.
-    fn entry(&self, table: &[u8], first: u32, cluster: u32) -> u32 {
+    pub(super) fn entry(&self, table: &[u8], first: u32, cluster: u32) -> u32 {
         let index = (cluster - first) as usize;
         match self.fat_type {
             FatType::Fat32 => le32(table, index * 4) & 0x0fff_ffff,

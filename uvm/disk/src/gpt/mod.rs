@@ -4,10 +4,12 @@
 //! memory. A table is written backup first and protective MBR last, so that one valid copy exists at
 //! every instant of an edit.
 
+mod areas;
 mod guid;
 mod header;
 mod store;
 
+pub(crate) use areas::areas;
 pub use guid::{Guid, partition_type};
 pub use store::{ReadTable, read, wipe_tables, write};
 

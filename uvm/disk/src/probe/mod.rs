@@ -64,10 +64,10 @@ pub struct Probe {
 }
 
 /// Part of a borrowed device.
-struct Part<'d> {
-    device: &'d dyn BlockDevice,
-    offset: u64,
-    size: u64,
+pub(crate) struct Part<'d> {
+    pub(crate) device: &'d dyn BlockDevice,
+    pub(crate) offset: u64,
+    pub(crate) size: u64,
 }
 
 impl BlockDevice for Part<'_> {
