@@ -8,6 +8,7 @@ pub mod fat;
 mod field;
 pub mod gpt;
 pub mod mbr;
+pub mod ntfs;
 pub mod probe;
 pub mod sanitize;
 pub mod swap;

@@ -55,6 +55,11 @@ pub(super) fn probe(device: &dyn BlockDevice) -> Result<Option<FileSystem>> {
     let of_head = [luks, ext, xfs, btrfs, swap, squashfs, erofs, iso9660, lvm, exfat, ntfs];
     match of_head.iter().find_map(|probe| probe(&head)) {
         None => vfat(device),
+        // Its label is in a file.
+        Some(found) if found.kind == "ntfs" => {
+            let label = crate::ntfs::label(device).ok().flatten().map(|label| super::printable(&label));
+            Ok(Some(FileSystem { label, ..found }))
+        }
         found => Ok(found),
     }
 }
