@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use crate::probe::{FileSystem, Part, TableKind, probe};
-use crate::{BlockDevice, ErrorKind, Result, ext4, fat, gpt, mbr};
+use crate::{BlockDevice, ErrorKind, Result, ext4, fat, gpt, mbr, ntfs};
 
 /// Boot loaders lie before the first partition (GRUB's core image, U-Boot), RAID members keep their superblock behind
 /// the file system: this much at either place is used although nothing says so.
@@ -240,6 +240,7 @@ fn map_of(format: &str) -> Option<Map> {
     match format {
         "vfat" => Some(fat::used_extents),
         "ext2" | "ext3" | "ext4" => Some(ext4::used_extents),
+        "ntfs" => Some(ntfs::used_extents),
         _ => None,
     }
 }

@@ -6,7 +6,7 @@ use super::boot::BOOT_SIZE;
 use super::reader::{Volume, corrupt, unprotect};
 use super::{file, kind};
 use crate::field::{le16, le32, le64};
-use crate::usage::{Usage, Visit};
+use crate::usage::{Merge, Usage, Visit};
 use crate::{BlockDevice, Error, ErrorKind, Result};
 
 /// Bytes of the bitmap that are in memory at once.
@@ -30,7 +30,7 @@ pub fn used_extents(device: &dyn BlockDevice, visit: &mut Visit<'_>) -> Result<U
         return Err(corrupt("the $Bitmap is shorter than the volume"));
     }
 
-    let mut extents = Extents { visit, open: 0..0, used: 0 };
+    let mut extents = Merge::new(visit);
     // The boot sector lies there whatever the bitmap says.
     extents.add(0..BOOT_SIZE.min(clusters * cluster_size))?;
     let mut buf = Vec::new();
@@ -88,42 +88,6 @@ fn set_runs(bytes: &[u8], bits: u64, each: &mut dyn FnMut(Range<u64>) -> Result<
     match open {
         Some(start) if start < bits => each(start..bits),
         _ => Ok(()),
-    }
-}
-
-/// Joins what is adjacent or overlaps, and hands it on.
-struct Extents<'v, 'f> {
-    visit: &'v mut Visit<'f>,
-    open: Range<u64>,
-    used: u64,
-}
-
-impl Extents<'_, '_> {
-    /// Ranges come by their starts.
-    fn add(&mut self, range: Range<u64>) -> Result<()> {
-        if range.start >= range.end {
-            return Ok(());
-        }
-        if range.start <= self.open.end {
-            self.open.end = self.open.end.max(range.end);
-            return Ok(());
-        }
-        self.hand_on()?;
-        self.open = range;
-        Ok(())
-    }
-
-    fn hand_on(&mut self) -> Result<()> {
-        if self.open.is_empty() {
-            return Ok(());
-        }
-        self.used += self.open.end - self.open.start;
-        (self.visit)(self.open.clone())
-    }
-
-    fn finish(mut self) -> Result<u64> {
-        self.hand_on()?;
-        Ok(self.used)
     }
 }
 

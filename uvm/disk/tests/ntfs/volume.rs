@@ -100,6 +100,18 @@ pub(crate) fn unprotect(bytes: &mut [u8]) {
     }
 }
 
+/// The reverse, with the array at `at`.
+pub(crate) fn protect(bytes: &mut [u8], at: usize) {
+    let strides = bytes.len() / 512;
+    bytes[4] = at as u8;
+    bytes[6] = strides as u8 + 1;
+    bytes[at..at + 2].copy_from_slice(&[7, 0]);
+    for stride in 1..=strides {
+        bytes.copy_within(stride * 512 - 2..stride * 512, at + 2 * stride);
+        bytes[stride * 512 - 2..stride * 512].copy_from_slice(&[7, 0]);
+    }
+}
+
 fn attribute(bytes: &[u8]) -> ((u64, String), Attribute) {
     let name_at = number(bytes, 10, 2) as usize;
     let name: Vec<u16> =
