@@ -1,19 +1,34 @@
-//! FAT12, FAT16 and FAT32 (Microsoft's FAT specification 1.03), as an EFI system partition needs it.
+//! FAT12, FAT16 and FAT32 (Microsoft's FAT specification 1.03).
 //!
-//! [`FatBuilder`] makes a volume and fills it in one forward pass: the contents of files go to
-//! consecutive clusters as they arrive, directories and tables stay in memory until
-//! [`FatBuilder::finish`]. Every block is written at most once, the boot sector last. [`FatReader`] reads
-//! any volume within bounds.
+//! [`FatBuilder`] is a new volume under construction. Contents go to consecutive clusters as they arrive; directories
+//! and tables stay in memory until [`FatBuilder::finish`] writes them, the boot sector last. Until then the device
+//! carries no file system, and files may be replaced, renamed, removed and read back. The same calls with the same
+//! options write the same bytes. [`FatReader`] reads any volume within bounds, [`used_extents`] says which of its
+//! bytes are in use.
+//!
+//! Memory of a builder: about 150 bytes and twice the name for each file or directory, nothing for their contents, and
+//! 8 bytes for each stretch that removed files left free.
+//!
+//! Names are compared without case (one character by one, as Windows does), so two names that differ in case alone
+//! cannot be in one directory. Short names are given out when the volume is finished: a name that is a short one
+//! keeps it, the others get a numeric tail.
 
 mod builder;
+mod clusters;
+mod contents;
 mod directory;
+mod finish;
 mod layout;
 mod name;
 mod reader;
+mod time;
+mod tree;
 mod usage;
 
-pub use builder::{FatBuilder, FatSummary};
+pub use builder::{FatBuilder, FatKind};
+pub use finish::FatSummary;
 pub use reader::{FatEntry, FatReader};
+pub use tree::FatNode;
 pub use usage::used_extents;
 
 /// Width of the entries of the allocation table.
@@ -59,12 +74,19 @@ pub struct FatOptions {
     pub label: String,
     /// The serial number, shown as `XXXX-XXXX`.
     pub volume_id: u32,
-    /// `None`: FAT32 wherever the size allows it.
+    /// `None`: as mkfs.fat chooses, FAT32 from 512 MiB, else FAT16 where there are enough clusters, else FAT12.
     pub fat_type: Option<FatType>,
-    /// Bytes; `None`: 4 KiB to 32 KiB by size, less where FAT32 needs more clusters.
+    /// Bytes, a power of two from a sector to 64 KiB (some systems stop at 32 KiB). `None`: as mkfs.fat chooses, less
+    /// where the type needs more clusters.
     pub cluster_size: Option<u32>,
+    /// Bytes: 512, 1024, 2048 or 4096, not less than the device's. `None`: the device's.
+    pub sector_size: Option<u32>,
+    /// Copies of the allocation table, 1 or 2; `None`: 2.
+    pub fats: Option<u8>,
+    /// Entries of the root directory of FAT12 and FAT16, 16 to 65,535, rounded up to whole sectors; `None`: 512.
+    pub root_entries: Option<u16>,
     /// Blocks in front of the partition.
     pub hidden_sectors: u32,
-    /// Time of the label and of directories, seconds since 1970 (UTC).
+    /// Time of the label and of the root directory, seconds since 1970 (UTC).
     pub timestamp: u64,
 }

@@ -289,9 +289,9 @@ fn decode(bytes: &[u8]) -> Vec<FatEntry> {
             let ours = !parts.is_empty() && parts.iter().all(|(sum, _)| *sum == checksum(&short));
             let units: Vec<u16> =
                 parts.iter().rev().flat_map(|(_, units)| *units).take_while(|unit| *unit != 0).collect();
-            let short = short_to_string(&short);
+            let (shown, short) = (short_to_string(&short, e[12]), short_to_string(&short, 0));
             found.push(FatEntry {
-                name: if ours { String::from_utf16_lossy(&units) } else { short.clone() },
+                name: if ours { String::from_utf16_lossy(&units) } else { shown },
                 is_dir: e[11] & ATTR_DIRECTORY != 0,
                 size: le32(e, 28),
                 first_cluster: u32::from(le16(e, 20)) << 16 | u32::from(le16(e, 26)),

@@ -1,17 +1,73 @@
 //! File systems being built become one [`GuestTree`]: each at its mount point, the root at the top.
 
+mod ext4;
+mod fat;
+
+use std::borrow::Cow;
 use std::io::{Read, Write};
 
-use uvm_disk::ext4::{Attributes as DiskAttributes, Ext4Builder, Ino, NodeKind, Timestamp as DiskTimestamp};
-use uvm_guest::{Attributes, Error, ErrorKind, GuestPath, GuestTree, Kind, Metadata, Result, Timestamp};
+use uvm_guest::{Attributes, Error, ErrorKind, GuestPath, GuestTree, Kind, Metadata, Result, create_dir_all};
+
+use self::ext4::Ext4Tree;
+use self::fat::FatTree;
 
 /// Bytes read from a file under construction at a time.
 const COPY: usize = 1 << 20;
 
+/// One file system under construction.
+pub(crate) enum Volume {
+    Ext4(Box<Ext4Tree>),
+    Fat(Box<FatTree>),
+}
+
+impl From<uvm_disk::ext4::Ext4Builder> for Volume {
+    fn from(builder: uvm_disk::ext4::Ext4Builder) -> Self {
+        Self::Ext4(Box::new(Ext4Tree::new(builder)))
+    }
+}
+
+impl From<uvm_disk::fat::FatBuilder> for Volume {
+    fn from(builder: uvm_disk::fat::FatBuilder) -> Self {
+        Self::Fat(Box::new(FatTree::new(builder)))
+    }
+}
+
+impl Volume {
+    fn tree(&self) -> &dyn GuestTree {
+        match self {
+            Self::Ext4(tree) => &**tree,
+            Self::Fat(tree) => &**tree,
+        }
+    }
+
+    fn tree_mut(&mut self) -> &mut dyn GuestTree {
+        match self {
+            Self::Ext4(tree) => &mut **tree,
+            Self::Fat(tree) => &mut **tree,
+        }
+    }
+
+    /// A file from its beginning, and its size.
+    fn reader(&self, path: &GuestPath) -> Result<(Box<dyn Read + '_>, u64)> {
+        match self {
+            Self::Ext4(tree) => tree.reader(path),
+            Self::Fat(tree) => tree.reader(path),
+        }
+    }
+
+    /// Writes everything that waits for the end.
+    pub(crate) fn finish(self) -> uvm_disk::Result<()> {
+        match self {
+            Self::Ext4(tree) => tree.into_builder().finish().map(|_| ()),
+            Self::Fat(tree) => tree.into_builder().finish().map(|_| ()),
+        }
+    }
+}
+
 /// A file system and where the guest mounts it.
 pub(crate) struct Mounted {
     pub(crate) at: GuestPath,
-    pub(crate) builder: Ext4Builder,
+    pub(crate) volume: Volume,
 }
 
 /// The file systems of a guest being built.
@@ -20,14 +76,7 @@ pub(crate) struct BuilderTree {
     mounted: Vec<Mounted>,
 }
 
-/// Where a path leads: which file system, the directory in it, and the name in that directory; no name for
-/// the root of a file system.
-struct Place {
-    mount: usize,
-    dir: Ino,
-    name: Option<Vec<u8>>,
-}
-
+/// Why something of the disk failed, told of a path.
 fn from_disk(path: &GuestPath) -> impl FnOnce(uvm_disk::Error) -> Error + '_ {
     move |error| {
         use uvm_disk::ErrorKind as Disk;
@@ -45,22 +94,86 @@ fn from_disk(path: &GuestPath) -> impl FnOnce(uvm_disk::Error) -> Error + '_ {
     }
 }
 
-fn attributes_to_disk(attributes: Attributes) -> DiskAttributes {
-    DiskAttributes {
-        mode: u16::try_from(attributes.mode & 0o7777).unwrap_or_default(),
-        uid: attributes.uid,
-        gid: attributes.gid,
-        mtime: DiskTimestamp { seconds: attributes.mtime.seconds, nanoseconds: attributes.mtime.nanoseconds },
+fn missing(path: &GuestPath) -> Error {
+    Error::new(ErrorKind::NotFound, format!("{path} does not exist"))
+}
+
+fn wrong_type(context: String) -> Error {
+    Error::new(ErrorKind::WrongType, context)
+}
+
+/// A component before the last one is no directory.
+fn no_directory(path: &GuestPath) -> Error {
+    wrong_type(format!("a parent of {path} is no directory"))
+}
+
+/// The root of a file system has no name.
+fn root_named() -> Error {
+    Error::new(ErrorKind::Invalid, "the root of a file system cannot be created, moved or removed")
+}
+
+/// Of a buffer for a file of that size.
+fn buffer_len(size: u64) -> usize {
+    COPY.min(usize::try_from(size).unwrap_or(COPY)).max(1)
+}
+
+/// Contents that remember whether they ended early.
+struct Contents<'c> {
+    inner: &'c mut dyn Read,
+    ended: bool,
+}
+
+impl Read for Contents<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let got = self.inner.read(buf)?;
+        self.ended |= got == 0 && !buf.is_empty();
+        Ok(got)
     }
 }
 
-fn attributes_from_disk(attributes: DiskAttributes) -> Attributes {
-    Attributes {
-        mode: u32::from(attributes.mode),
-        uid: attributes.uid,
-        gid: attributes.gid,
-        mtime: Timestamp { seconds: attributes.mtime.seconds, nanoseconds: attributes.mtime.nanoseconds },
+/// Lets `write` stream `contents`; that they ended early is told apart from a stream that failed.
+fn stream<T>(
+    path: &GuestPath,
+    contents: &mut dyn Read,
+    write: impl FnOnce(&mut dyn Read) -> uvm_disk::Result<T>,
+) -> Result<T> {
+    let mut contents = Contents { inner: contents, ended: false };
+    write(&mut contents).map_err(|error| match error.kind() {
+        uvm_disk::ErrorKind::Source if contents.ended => {
+            let context = format!("the contents of {path} ended early");
+            Error::with_source(ErrorKind::Truncated, context, error)
+        }
+        _ => from_disk(path)(error),
+    })
+}
+
+/// A whole file out of a reader of `size` bytes.
+fn copy_out(path: &GuestPath, reader: &mut dyn Read, size: u64, sink: &mut dyn Write) -> Result<u64> {
+    let mut buffer = vec![0; buffer_len(size)];
+    let mut done = 0;
+    while done < size {
+        let got = reader
+            .read(&mut buffer)
+            .map_err(|error| Error::with_source(ErrorKind::Io, format!("reading {path}"), error))?;
+        if got == 0 {
+            return Err(Error::new(ErrorKind::Corrupt, format!("{path} ends before its size")));
+        }
+        sink.write_all(&buffer[..got])
+            .map_err(|error| Error::with_source(ErrorKind::Source, format!("copying {path}"), error))?;
+        done += got as u64;
     }
+    Ok(size)
+}
+
+/// A whole file of at most `limit` bytes.
+fn read_whole(path: &GuestPath, reader: &mut dyn Read, size: u64, limit: u64) -> Result<Vec<u8>> {
+    if size > limit {
+        let context = format!("{path} has {size} bytes, more than the {limit} that are read");
+        return Err(Error::new(ErrorKind::TooLarge, context));
+    }
+    let mut contents = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+    copy_out(path, reader, size, &mut contents)?;
+    Ok(contents)
 }
 
 impl BuilderTree {
@@ -72,30 +185,40 @@ impl BuilderTree {
         let mut tree = Self { mounted };
         for point in points {
             let above = tree.above(&point);
-            let mut dir = tree.mounted[above].builder.root();
-            let skip = tree.mounted[above].at.components().count();
-            for name in point.components().skip(skip) {
-                let builder = &mut tree.mounted[above].builder;
-                dir = match builder.lookup(dir, name).map_err(from_disk(&point))? {
-                    Some(found) => found,
-                    None => builder
-                        .create_dir(dir, name, attributes_to_disk(attributes))
-                        .map_err(from_disk(&point))?,
-                };
-            }
+            let Mounted { at, volume } = &mut tree.mounted[above];
+            let inside = beneath(at, &point)?;
+            create_dir_all(volume.tree_mut(), &inside, attributes)?;
         }
         Ok(tree)
     }
 
-    /// The contents of a file, from its beginning.
-    pub(crate) fn reader(&self, path: &GuestPath) -> Result<impl Read + '_> {
-        let (builder, ino, _) = self.file(path)?;
-        Ok(FileReader { builder, ino, offset: 0 })
+    /// The file systems, when nothing more is to be changed.
+    pub(crate) fn into_volumes(self) -> impl Iterator<Item = Volume> {
+        self.mounted.into_iter().map(|mounted| mounted.volume)
     }
 
-    /// The file systems, when nothing more is to be changed.
-    pub(crate) fn into_builders(self) -> impl Iterator<Item = Ext4Builder> {
-        self.mounted.into_iter().map(|mounted| mounted.builder)
+    /// A new file with the contents of another, wherever each of them lies.
+    pub(crate) fn copy(&mut self, from: &GuestPath, to: &GuestPath, attributes: Attributes) -> Result<()> {
+        let (source, target) = (self.holding(from), self.holding(to));
+        if source == target {
+            let Mounted { at, volume } = &mut self.mounted[target];
+            let (source, target) = (beneath(at, from)?, beneath(at, to)?);
+            return match volume {
+                Volume::Fat(tree) => tree.copy(&source, &target, attributes),
+                Volume::Ext4(_) => Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!("copying {from} to {to} within one ext4 under construction"),
+                )),
+            };
+        }
+        let indices = [source, target];
+        let [source, target] = self
+            .mounted
+            .get_disjoint_mut(indices)
+            .map_err(|_| Error::new(ErrorKind::Invalid, "no file system is mounted"))?;
+        let (from, to) = (beneath(&source.at, from)?, beneath(&target.at, to)?);
+        let (mut reader, size) = source.volume.reader(&from)?;
+        target.volume.tree_mut().write(&to, attributes, size, &mut reader)
     }
 
     /// Which file system holds `path`.
@@ -111,155 +234,72 @@ impl BuilderTree {
         self.holding(&point.parent().unwrap_or_default())
     }
 
-    /// `None` where a directory on the way is missing.
-    fn find_place(&self, path: &GuestPath) -> Result<Option<Place>> {
-        let mount = self.holding(path);
-        let Mounted { at, builder } = &self.mounted[mount];
-        let names: Vec<&[u8]> = path.components().skip(at.components().count()).collect();
-        let mut dir = builder.root();
-        let Some((last, parents)) = names.split_last() else {
-            return Ok(Some(Place { mount, dir, name: None }));
-        };
-        for name in parents {
-            let Some(next) = builder.lookup(dir, name).map_err(from_disk(path))? else { return Ok(None) };
-            match builder.kind(next).map_err(from_disk(path))? {
-                NodeKind::Directory => dir = next,
-                NodeKind::Symlink => {
-                    return Err(Error::new(
-                        ErrorKind::SymlinkInPath,
-                        format!("{path} leads through a symbolic link"),
-                    ));
-                }
-                _ => {
-                    return Err(Error::new(
-                        ErrorKind::WrongType,
-                        format!("a parent of {path} is no directory"),
-                    ));
-                }
-            }
+    fn part<'p>(&self, path: &'p GuestPath) -> Result<(&dyn GuestTree, Cow<'p, GuestPath>)> {
+        let Mounted { at, volume } = &self.mounted[self.holding(path)];
+        Ok((volume.tree(), beneath(at, path)?))
+    }
+
+    fn part_mut<'p>(&mut self, path: &'p GuestPath) -> Result<(&mut dyn GuestTree, Cow<'p, GuestPath>)> {
+        let index = self.holding(path);
+        let Mounted { at, volume } = &mut self.mounted[index];
+        Ok((volume.tree_mut(), beneath(at, path)?))
+    }
+
+    /// Whether a file system is mounted at `path` or beneath it.
+    fn holds_mount(&self, path: &GuestPath) -> bool {
+        !path.is_root() && self.mounted.iter().any(|mounted| mounted.at.is_within(path))
+    }
+
+    /// Both paths beneath the mount point they share.
+    fn pair<'p>(
+        &mut self,
+        what: &str,
+        first: &'p GuestPath,
+        second: &'p GuestPath,
+    ) -> Result<(&mut dyn GuestTree, Cow<'p, GuestPath>, Cow<'p, GuestPath>)> {
+        let index = self.holding(first);
+        if index != self.holding(second) {
+            let context = format!("{what} {first} and {second}, which are on two file systems");
+            return Err(Error::new(ErrorKind::Unsupported, context));
         }
-        Ok(Some(Place { mount, dir, name: Some(last.to_vec()) }))
-    }
-
-    fn place(&self, path: &GuestPath) -> Result<Place> {
-        self.find_place(path)?.ok_or_else(|| missing(path))
-    }
-
-    /// A place for an entry, not the root of a file system.
-    fn named(&self, path: &GuestPath) -> Result<(usize, Ino, Vec<u8>)> {
-        let Place { mount, dir, name } = self.place(path)?;
-        let name = name.ok_or_else(|| {
-            Error::new(ErrorKind::WrongType, format!("{path} is the root of a file system"))
-        })?;
-        Ok((mount, dir, name))
-    }
-
-    fn find(&self, path: &GuestPath) -> Result<Option<(usize, Ino)>> {
-        let Some(place) = self.find_place(path)? else { return Ok(None) };
-        Ok(match place.name {
-            None => Some((place.mount, place.dir)),
-            Some(name) => self.mounted[place.mount]
-                .builder
-                .lookup(place.dir, &name)
-                .map_err(from_disk(path))?
-                .map(|ino| (place.mount, ino)),
-        })
-    }
-
-    fn existing(&self, path: &GuestPath) -> Result<(&Ext4Builder, Ino)> {
-        let (mount, ino) = self.find(path)?.ok_or_else(|| missing(path))?;
-        Ok((&self.mounted[mount].builder, ino))
-    }
-
-    fn kind_of(builder: &Ext4Builder, ino: Ino, path: &GuestPath) -> Result<Kind> {
-        Ok(match builder.kind(ino).map_err(from_disk(path))? {
-            NodeKind::File => Kind::File { size: builder.size(ino).map_err(from_disk(path))? },
-            NodeKind::Directory => Kind::Directory,
-            NodeKind::Symlink => Kind::Symlink,
-            NodeKind::CharDevice { major, minor } => Kind::CharDevice { major, minor },
-            NodeKind::BlockDevice { major, minor } => Kind::BlockDevice { major, minor },
-            NodeKind::Fifo => Kind::Fifo,
-            NodeKind::Socket => Kind::Socket,
-        })
-    }
-
-    fn file(&self, path: &GuestPath) -> Result<(&Ext4Builder, Ino, u64)> {
-        let (builder, ino) = self.existing(path)?;
-        match Self::kind_of(builder, ino, path)? {
-            Kind::File { size } => Ok((builder, ino, size)),
-            _ => Err(Error::new(ErrorKind::WrongType, format!("{path} is no regular file"))),
-        }
+        let Mounted { at, volume } = &mut self.mounted[index];
+        Ok((volume.tree_mut(), beneath(at, first)?, beneath(at, second)?))
     }
 }
 
-struct FileReader<'b> {
-    builder: &'b Ext4Builder,
-    ino: Ino,
-    offset: u64,
-}
-
-impl Read for FileReader<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        let got = self.builder.read_at(self.ino, self.offset, buf).map_err(std::io::Error::other)?;
-        self.offset += got as u64;
-        Ok(got)
+/// `path` as the file system mounted at `at` knows it.
+fn beneath<'p>(at: &GuestPath, path: &'p GuestPath) -> Result<Cow<'p, GuestPath>> {
+    if at.is_root() {
+        return Ok(Cow::Borrowed(path));
     }
-}
-
-fn missing(path: &GuestPath) -> Error {
-    Error::new(ErrorKind::NotFound, format!("{path} does not exist"))
+    let rest = path.as_bytes().get(at.as_bytes().len()..).unwrap_or_default();
+    GuestPath::absolute(rest).map(Cow::Owned)
 }
 
 impl GuestTree for BuilderTree {
     fn metadata(&self, path: &GuestPath) -> Result<Option<Metadata>> {
-        let Some((mount, ino)) = self.find(path)? else { return Ok(None) };
-        let builder = &self.mounted[mount].builder;
-        let attributes = attributes_from_disk(builder.attributes(ino).map_err(from_disk(path))?);
-        Ok(Some(Metadata { kind: Self::kind_of(builder, ino, path)?, attributes }))
+        let (tree, path) = self.part(path)?;
+        tree.metadata(&path)
     }
 
     fn list(&self, path: &GuestPath) -> Result<Vec<(Vec<u8>, Kind)>> {
-        let (builder, ino) = self.existing(path)?;
-        let entries = builder.list(ino).map_err(from_disk(path))?;
-        let mut list = Vec::with_capacity(entries.len());
-        for (name, ino, _) in entries {
-            let kind = Self::kind_of(builder, ino, path)?;
-            list.push((name, kind));
-        }
-        list.sort_by(|a, b| a.0.cmp(&b.0));
-        Ok(list)
+        let (tree, path) = self.part(path)?;
+        tree.list(&path)
     }
 
     fn read(&self, path: &GuestPath, limit: u64) -> Result<Vec<u8>> {
-        let (_, _, size) = self.file(path)?;
-        if size > limit {
-            let context = format!("{path} has {size} bytes, more than the {limit} that are read");
-            return Err(Error::new(ErrorKind::TooLarge, context));
-        }
-        let mut contents = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
-        self.copy_out(path, &mut contents)?;
-        Ok(contents)
+        let (tree, path) = self.part(path)?;
+        tree.read(&path, limit)
     }
 
     fn copy_out(&self, path: &GuestPath, sink: &mut dyn Write) -> Result<u64> {
-        let (builder, ino, size) = self.file(path)?;
-        let mut buffer = vec![0; COPY.min(usize::try_from(size).unwrap_or(COPY)).max(1)];
-        let mut offset = 0;
-        while offset < size {
-            let got = builder.read_at(ino, offset, &mut buffer).map_err(from_disk(path))?;
-            if got == 0 {
-                return Err(Error::new(ErrorKind::Corrupt, format!("{path} ends before its size")));
-            }
-            sink.write_all(&buffer[..got])
-                .map_err(|error| Error::with_source(ErrorKind::Source, format!("copying {path}"), error))?;
-            offset += got as u64;
-        }
-        Ok(size)
+        let (tree, path) = self.part(path)?;
+        tree.copy_out(&path, sink)
     }
 
     fn read_link(&self, path: &GuestPath) -> Result<Vec<u8>> {
-        let (builder, ino) = self.existing(path)?;
-        builder.read_link(ino).map_err(from_disk(path))
+        let (tree, path) = self.part(path)?;
+        tree.read_link(&path)
     }
 
     fn write(
@@ -269,101 +309,58 @@ impl GuestTree for BuilderTree {
         size: u64,
         contents: &mut dyn Read,
     ) -> Result<()> {
-        let (mount, dir, name) = self.named(path)?;
-        let builder = &mut self.mounted[mount].builder;
-        if let Some(old) = builder.lookup(dir, &name).map_err(from_disk(path))? {
-            if builder.kind(old).map_err(from_disk(path))? == NodeKind::Directory {
-                return Err(Error::new(ErrorKind::WrongType, format!("{path} is a directory")));
-            }
-            builder.unlink(dir, &name).map_err(from_disk(path))?;
-        }
-        builder
-            .create_file(dir, &name, attributes_to_disk(attributes), size, contents)
-            .map(|_| ())
-            .map_err(from_disk(path))
+        let (tree, path) = self.part_mut(path)?;
+        tree.write(&path, attributes, size, contents)
     }
 
     fn create_dir(&mut self, path: &GuestPath, attributes: Attributes) -> Result<()> {
-        let (mount, dir, name) = self.named(path)?;
-        let builder = &mut self.mounted[mount].builder;
-        builder.create_dir(dir, &name, attributes_to_disk(attributes)).map(|_| ()).map_err(from_disk(path))
+        let (tree, path) = self.part_mut(path)?;
+        tree.create_dir(&path, attributes)
     }
 
     fn symlink(&mut self, path: &GuestPath, target: &[u8], attributes: Attributes) -> Result<()> {
-        let (mount, dir, name) = self.named(path)?;
-        let builder = &mut self.mounted[mount].builder;
-        builder
-            .create_symlink(dir, &name, attributes_to_disk(attributes), target)
-            .map(|_| ())
-            .map_err(from_disk(path))
+        let (tree, path) = self.part_mut(path)?;
+        tree.symlink(&path, target, attributes)
     }
 
     fn hard_link(&mut self, path: &GuestPath, existing: &GuestPath) -> Result<()> {
-        let (from, ino) = self.find(existing)?.ok_or_else(|| missing(existing))?;
-        let (mount, dir, name) = self.named(path)?;
-        if from != mount {
-            let context = format!("a hard link {path} to {existing}, which is on another file system");
-            return Err(Error::new(ErrorKind::Unsupported, context));
-        }
-        self.mounted[mount].builder.link(dir, &name, ino).map_err(from_disk(path))
+        let (tree, path, existing) = self.pair("a hard link between", path, existing)?;
+        tree.hard_link(&path, &existing)
     }
 
     fn create_special(&mut self, path: &GuestPath, kind: Kind, attributes: Attributes) -> Result<()> {
-        let kind = match kind {
-            Kind::CharDevice { major, minor } => NodeKind::CharDevice { major, minor },
-            Kind::BlockDevice { major, minor } => NodeKind::BlockDevice { major, minor },
-            Kind::Fifo => NodeKind::Fifo,
-            Kind::Socket => NodeKind::Socket,
-            _ => return Err(Error::new(ErrorKind::WrongType, format!("{path} is no special file"))),
-        };
-        let (mount, dir, name) = self.named(path)?;
-        let builder = &mut self.mounted[mount].builder;
-        builder
-            .create_special(dir, &name, attributes_to_disk(attributes), kind)
-            .map(|_| ())
-            .map_err(from_disk(path))
+        let (tree, path) = self.part_mut(path)?;
+        tree.create_special(&path, kind, attributes)
     }
 
     fn remove(&mut self, path: &GuestPath) -> Result<()> {
-        let (mount, dir, name) = self.named(path)?;
-        if self.mounted.iter().any(|mounted| mounted.at.is_within(path)) {
-            return Err(Error::new(ErrorKind::WrongType, format!("a file system is mounted at {path}")));
+        if self.holds_mount(path) {
+            return Err(wrong_type(format!("a file system is mounted at {path}")));
         }
-        let builder = &mut self.mounted[mount].builder;
-        let ino = builder.lookup(dir, &name).map_err(from_disk(path))?.ok_or_else(|| missing(path))?;
-        if builder.kind(ino).map_err(from_disk(path))? == NodeKind::Directory
-            && !builder.list(ino).map_err(from_disk(path))?.is_empty()
-        {
-            return Err(Error::new(ErrorKind::NotEmpty, format!("{path} is not empty")));
-        }
-        builder.unlink(dir, &name).map_err(from_disk(path))
+        let (tree, path) = self.part_mut(path)?;
+        tree.remove(&path)
     }
 
     fn rename(&mut self, from: &GuestPath, to: &GuestPath) -> Result<()> {
-        let (from_mount, from_dir, from_name) = self.named(from)?;
-        let (to_mount, to_dir, to_name) = self.named(to)?;
-        if from_mount != to_mount || self.mounted.iter().any(|mounted| mounted.at.is_within(from)) {
-            let context = format!("renaming {from} to {to} crosses file systems");
-            return Err(Error::new(ErrorKind::Unsupported, context));
+        if self.holds_mount(from) {
+            return Err(Error::new(ErrorKind::Unsupported, format!("a file system is mounted at {from}")));
         }
-        self.mounted[to_mount].builder.rename(from_dir, &from_name, to_dir, &to_name).map_err(from_disk(from))
+        let (tree, from, to) = self.pair("renaming between", from, to)?;
+        tree.rename(&from, &to)
     }
 
     fn set_attributes(&mut self, path: &GuestPath, attributes: Attributes) -> Result<()> {
-        let (mount, ino) = self.find(path)?.ok_or_else(|| missing(path))?;
-        let builder = &mut self.mounted[mount].builder;
-        builder.set_attributes(ino, attributes_to_disk(attributes)).map_err(from_disk(path))
+        let (tree, path) = self.part_mut(path)?;
+        tree.set_attributes(&path, attributes)
     }
 
     fn set_xattr(&mut self, path: &GuestPath, name: &[u8], value: &[u8]) -> Result<()> {
-        let (mount, ino) = self.find(path)?.ok_or_else(|| missing(path))?;
-        self.mounted[mount].builder.set_xattr(ino, name, value).map_err(from_disk(path))
+        let (tree, path) = self.part_mut(path)?;
+        tree.set_xattr(&path, name, value)
     }
 
     fn xattrs(&self, path: &GuestPath) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        let (builder, ino) = self.existing(path)?;
-        let mut xattrs = builder.xattrs(ino).map_err(from_disk(path))?;
-        xattrs.sort();
-        Ok(xattrs)
+        let (tree, path) = self.part(path)?;
+        tree.xattrs(&path)
     }
 }

@@ -3,10 +3,9 @@
 use std::io::Read;
 use std::ops::ControlFlow;
 
-use uvm_disk::ext4::{Ext4Builder, Ext4Summary};
 use uvm_guest::{Attributes, GuestPath, Timestamp, layer};
 
-use super::builder::{BuilderTree, Mounted};
+use super::builder::{BuilderTree, Mounted, Volume};
 
 /// An archive, and what errors call it.
 pub(crate) struct Source<'a> {
@@ -17,14 +16,11 @@ pub(crate) struct Source<'a> {
 /// Why a file system could not be filled.
 pub(crate) type Failed = Box<dyn std::error::Error + Send + Sync>;
 
-/// Puts the archives one over the other, as an image's layers, and finishes the file system.
-pub(crate) fn fill(
-    builder: Ext4Builder,
-    clock: u64,
-    sources: &mut [Source<'_>],
-) -> Result<(u64, Ext4Summary), Failed> {
+/// Puts the archives one over the other, as an image's layers, and finishes the file system. Returns how many entries
+/// there were.
+pub(crate) fn fill(volume: Volume, clock: u64, sources: &mut [Source<'_>]) -> Result<u64, Failed> {
     let mtime = Timestamp { seconds: i64::try_from(clock).unwrap_or(i64::MAX), nanoseconds: 0 };
-    let mounted = vec![Mounted { at: GuestPath::root(), builder }];
+    let mounted = vec![Mounted { at: GuestPath::root(), volume }];
     let mut tree = BuilderTree::new(mounted, Attributes::root(0o755, mtime))?;
     let mut entries = 0;
     for source in sources {
@@ -33,8 +29,10 @@ pub(crate) fn fill(
         });
         entries += applied.map_err(|error| Named { name: source.name.clone(), error })?.entries;
     }
-    let builder = tree.into_builders().next().ok_or("no file system was begun")?;
-    Ok((entries, builder.finish()?))
+    for volume in tree.into_volumes() {
+        volume.finish()?;
+    }
+    Ok(entries)
 }
 
 /// An error that says which archive it is about.

@@ -5,3 +5,6 @@ pub(crate) mod builder;
 pub(crate) mod fill;
 pub(crate) mod host;
 pub(crate) mod mounted;
+
+#[cfg(test)]
+mod tree_tests;

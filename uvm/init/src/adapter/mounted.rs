@@ -249,7 +249,3 @@ impl GuestTree for MountedTree {
         Ok(xattrs)
     }
 }
-
-#[cfg(test)]
-#[path = "tree_tests.rs"]
-mod tests;

@@ -1,7 +1,19 @@
-//! What every home of [`GuestTree`] must do alike: the tree in memory says what is right, a mounted one follows.
+//! What every home of [`GuestTree`] must do alike: the tree in memory says what is right, a mounted one and those under
+//! construction follow; FAT as far as it has the means.
 
-use super::*;
-use uvm_guest::{MemoryTree, create_dir_all, edit, remove_all, resolve, write_bytes};
+use std::sync::Arc;
+
+use uvm_disk::Memory;
+use uvm_disk::ext4::{Ext4Builder, Ext4Options};
+use uvm_disk::fat::{FatBuilder, FatOptions, FatReader, FatType};
+use uvm_guest::{
+    Attributes, ErrorKind, GuestPath, GuestTree, Kind, MemoryTree, Result, Timestamp, create_dir_all, edit,
+    remove_all, resolve, write_bytes,
+};
+use uvm_sys::Tree;
+
+use super::builder::{BuilderTree, Mounted, Volume};
+use super::mounted::MountedTree;
 
 const AT: Attributes =
     Attributes { mode: 0o644, uid: 1, gid: 70_000, mtime: Timestamp { seconds: -1, nanoseconds: 5 } };
@@ -26,7 +38,9 @@ fn converse(tree: &mut dyn GuestTree) -> Vec<String> {
             Kind::Symlink => Some(tree.read_link(&path).unwrap()),
             Kind::Directory => {
                 let entries = tree.list(&path).unwrap();
-                pending.extend(entries.iter().map(|(name, _)| path.join(name).unwrap()));
+                // mke2fs makes it, e2fsck wants it.
+                let ours = entries.iter().filter(|(name, _)| name != b"lost+found");
+                pending.extend(ours.map(|(name, _)| path.join(name).unwrap()));
                 None
             }
             _ => None,
@@ -161,16 +175,193 @@ fn helpers(tree: &mut dyn GuestTree, say: &mut dyn FnMut(&str, String)) {
     edit(tree, &p("/a/link"), AT, &mut |old| Ok([old, b"new\n"].concat())).unwrap();
 }
 
+/// The same with files and directories alone, and without what FAT drops.
+fn converse_plainly(tree: &mut dyn GuestTree) -> Vec<String> {
+    let mut said = Vec::new();
+    let mut say = |what: &str, answer: String| said.push(format!("{what}: {answer}"));
+    tree.set_attributes(&p("/"), AT).unwrap();
+    tree.create_dir(&p("/d"), AT).unwrap();
+    tree.create_dir(&p("/d/empty"), AT).unwrap();
+    write_bytes(tree, &p("/d/File one"), AT, b"first").unwrap();
+    write_bytes(tree, &p("/d/File one"), AT, b"second, longer").unwrap();
+    say("replaced", kind(tree.read(&p("/d/File one"), 14)));
+    write_bytes(tree, &p("/d/über"), AT, &[7; 100_000]).unwrap();
+    tree.rename(&p("/d/File one"), &p("/moved")).unwrap();
+    tree.rename(&p("/d/empty"), &p("/e")).unwrap();
+    write_bytes(tree, &p("/gone"), AT, b"x").unwrap();
+    write_bytes(tree, &p("/over"), AT, b"y").unwrap();
+    tree.rename(&p("/gone"), &p("/over")).unwrap();
+    let mut sink = Vec::new();
+    say("copied out", kind(tree.copy_out(&p("/d/über"), &mut sink)) + &format!("{sink:?}"));
+    say("listed", format!("{:?}", tree.list(&p("/d")).unwrap()));
+    say("missing", kind(tree.metadata(&p("/x"))) + &kind(tree.metadata(&p("/x/y/z"))));
+    say("through a file", kind(tree.metadata(&p("/moved/x"))) + &kind(tree.create_dir(&p("/moved/x"), AT)));
+    say("read", kind(tree.read(&p("/x"), 9)) + &kind(tree.read(&p("/d"), 9)));
+    say("limit", kind(tree.read(&p("/moved"), 13)));
+    say("list", kind(tree.list(&p("/moved"))) + &kind(tree.list(&p("/x"))));
+    say("no link", kind(tree.read_link(&p("/moved"))) + &kind(tree.read_link(&p("/x"))));
+    say("write", kind(write_bytes(tree, &p("/d"), AT, b"")) + &kind(write_bytes(tree, &p("/x/y"), AT, b"")));
+    say("write the root", kind(write_bytes(tree, &p("/"), AT, b"")));
+    say("short", kind(tree.write(&p("/moved"), AT, 3, &mut &b"ab"[..])) + &kind(tree.read(&p("/moved"), 99)));
+    say(
+        "short and new",
+        kind(tree.write(&p("/new"), AT, 3, &mut &b"ab"[..])) + &kind(tree.metadata(&p("/new"))),
+    );
+    let mut more = &b"abcd"[..];
+    say("no more than said", kind(tree.write(&p("/d/abc"), AT, 3, &mut more)) + &format!("{more:?}"));
+    say("create", kind(tree.create_dir(&p("/d"), AT)) + &kind(tree.create_dir(&p("/moved"), AT)));
+    say("remove", kind(tree.remove(&p("/d"))) + &kind(tree.remove(&p("/x"))) + &kind(tree.remove(&p("/"))));
+    let same = kind(tree.rename(&p("/moved"), &p("/moved")));
+    say("into itself", kind(tree.rename(&p("/d"), &p("/d/e"))) + &same);
+    let over = kind(tree.rename(&p("/e"), &p("/moved")));
+    say("over a directory", kind(tree.rename(&p("/moved"), &p("/e"))) + &over);
+    say("from nowhere", kind(tree.rename(&p("/x"), &p("/new"))) + &kind(tree.rename(&p("/d"), &p("/x/y"))));
+    say("nothing to set", kind(tree.set_attributes(&p("/x"), AT)));
+    say("nothing to tell", kind(tree.xattrs(&p("/x"))) + &kind(tree.xattrs(&p("/moved"))));
+    create_dir_all(tree, &p("/a/b/c"), AT).unwrap();
+    write_bytes(tree, &p("/a/b/c/f"), AT, b"x").unwrap();
+    tree.rename(&p("/a/b"), &p("/e/b")).unwrap();
+    remove_all(tree, &p("/a")).unwrap();
+    edit(tree, &p("/e/b/c/f"), AT, &mut |old| Ok([old, b"new"].concat())).unwrap();
+    let mut pending = vec![GuestPath::root()];
+    while let Some(path) = pending.pop() {
+        let entry = tree.metadata(&path).unwrap().unwrap().kind;
+        let contents = if entry == Kind::Directory { Vec::new() } else { tree.read(&path, 1 << 20).unwrap() };
+        if entry == Kind::Directory {
+            pending.extend(tree.list(&path).unwrap().iter().map(|(name, _)| path.join(name).unwrap()));
+        }
+        say(&path.to_string(), format!("{entry:?} {contents:?}"));
+    }
+    said
+}
+
+fn same(expected: Vec<String>, said: Vec<String>) {
+    let other: Vec<_> = expected.iter().zip(&said).filter(|(expected, said)| expected != said).collect();
+    assert!(other.is_empty() && said.len() == expected.len(), "{other:#?}");
+}
+
 #[test]
 fn a_mounted_tree_says_what_the_tree_in_memory_says() {
     let folder = tempfile::tempdir().unwrap();
     let mut mounted = MountedTree::new(Tree::open(folder.path()).unwrap());
     let expected = converse(&mut MemoryTree::new());
-    let said = converse(&mut mounted);
     assert!(expected.len() > 70, "{}", expected.len());
-    let other: Vec<_> = expected.iter().zip(&said).filter(|(expected, said)| expected != said).collect();
-    assert!(other.is_empty() && said.len() == expected.len(), "{other:#?}");
+    same(expected, converse(&mut mounted));
     mounted.sync().unwrap();
+}
+
+fn ext4() -> Volume {
+    let options = Ext4Options {
+        block_size: 4096,
+        label: String::new(),
+        uuid: [1; 16],
+        hash_seed: [2; 16],
+        timestamp: 1_700_000_000,
+        inode_ratio: 16_384,
+        reserved_percent: 5,
+        journal: false,
+    };
+    Ext4Builder::new(Arc::new(Memory::new(64 << 20, 512)), options).unwrap().into()
+}
+
+fn fat(memory: &Arc<Memory>, fat_type: FatType) -> Volume {
+    let options = FatOptions { fat_type: Some(fat_type), timestamp: 1_700_000_000, ..FatOptions::default() };
+    FatBuilder::new(Arc::clone(memory) as uvm_disk::Device, options).unwrap().into()
+}
+
+fn alone(volume: Volume) -> BuilderTree {
+    BuilderTree::new(vec![Mounted { at: GuestPath::root(), volume }], AT).unwrap()
+}
+
+#[test]
+fn an_ext4_under_construction_says_what_the_tree_in_memory_says() {
+    let mut tree = alone(ext4());
+    same(converse(&mut MemoryTree::new()), converse(&mut tree));
+    tree.into_volumes().for_each(|volume| volume.finish().unwrap());
+}
+
+#[test]
+fn a_fat_under_construction_says_what_the_tree_in_memory_says() {
+    for (size, block, fat_type) in [
+        (2 << 20, 512, FatType::Fat12),
+        (16 << 20, 512, FatType::Fat16),
+        (64 << 20, 4096, FatType::Fat16),
+        (34 << 20, 512, FatType::Fat32),
+    ] {
+        let memory = Arc::new(Memory::new(size, block));
+        let mut tree = alone(fat(&memory, fat_type));
+        let expected = converse_plainly(&mut MemoryTree::new());
+        assert!(expected.len() > 30, "{}", expected.len());
+        same(expected, converse_plainly(&mut tree));
+        tree.into_volumes().for_each(|volume| volume.finish().unwrap());
+        let reader = FatReader::open(&*memory).unwrap();
+        assert_eq!(reader.read_file("e/b/c/f", 9).unwrap(), b"xnew", "{fat_type:?}");
+        assert_eq!(reader.read_file("d/Über", 1 << 20).unwrap(), [7; 100_000]);
+    }
+}
+
+#[test]
+fn what_fat_cannot_hold_is_refused_or_dropped() {
+    let memory = Arc::new(Memory::new(16 << 20, 512));
+    let mut tree = alone(fat(&memory, FatType::Fat16));
+    write_bytes(&mut tree, &p("/Makefile"), Attributes { mode: 0o4755, ..AT }, b"1").unwrap();
+    let attributes = tree.metadata(&p("/makeFILE")).unwrap().unwrap().attributes;
+    let kept = Timestamp { seconds: 315_532_800, nanoseconds: 0 };
+    assert_eq!(attributes, Attributes::root(0o755, kept), "in any case, root's, not before 1980");
+    let later = Attributes { mtime: Timestamp { seconds: 1_700_000_001, nanoseconds: 9 }, ..AT };
+    tree.set_attributes(&p("/Makefile"), later).unwrap();
+    assert_eq!(tree.metadata(&p("/Makefile")).unwrap().unwrap().attributes.mtime.seconds, 1_700_000_000);
+    let refused = [
+        kind(write_bytes(&mut tree, &p("/makefile"), AT, b"2")),
+        kind(tree.create_dir(&p("/MAKEFILE"), AT)),
+        kind(tree.symlink(&p("/l"), b"Makefile", AT)),
+        kind(tree.hard_link(&p("/h"), &p("/Makefile"))),
+        kind(tree.create_special(&p("/null"), Kind::CharDevice { major: 1, minor: 3 }, AT)),
+        kind(tree.set_xattr(&p("/Makefile"), b"user.x", b"1")),
+        kind(write_bytes(&mut tree, &GuestPath::absolute(b"/\xff").unwrap(), AT, b"")),
+        kind(write_bytes(&mut tree, &p("/a:b"), AT, b"")),
+        kind(write_bytes(&mut tree, &p("/dot."), AT, b"")),
+    ];
+    let (exists, unsupported, invalid) = ("Exists", "Unsupported", "Invalid");
+    let expected =
+        [exists, exists, unsupported, unsupported, unsupported, unsupported, invalid, invalid, invalid];
+    assert_eq!(refused, expected);
+    tree.rename(&p("/Makefile"), &p("/makefile")).unwrap();
+    assert_eq!(tree.list(&p("/")).unwrap(), [(b"makefile".to_vec(), Kind::File { size: 1 })]);
+    assert_eq!(tree.read(&p("/makefile"), 9).unwrap(), b"1");
+}
+
+#[test]
+fn file_systems_of_two_kinds_are_one_tree() {
+    let memory = Arc::new(Memory::new(34 << 20, 512));
+    let mounted = vec![
+        Mounted { at: GuestPath::root(), volume: ext4() },
+        Mounted { at: p("/boot/efi"), volume: fat(&memory, FatType::Fat32) },
+    ];
+    let mut tree = BuilderTree::new(mounted, AT).unwrap();
+    let kernel: Vec<u8> = (0..3_000_000).map(|i: u32| (i * 7 + i / 255) as u8).collect();
+    write_bytes(&mut tree, &p("/boot/vmlinuz"), AT, &kernel).unwrap();
+    create_dir_all(&mut tree, &p("/boot/efi/EFI/BOOT"), AT).unwrap();
+    tree.copy(&p("/boot/vmlinuz"), &p("/boot/efi/EFI/BOOT/BOOTX64.EFI"), AT).unwrap();
+    tree.copy(&p("/boot/efi/EFI/BOOT/BOOTX64.EFI"), &p("/boot/efi/linux"), AT).unwrap();
+    assert_eq!(tree.read(&p("/boot/efi/linux"), 1 << 22).unwrap(), kernel);
+    let listed: Vec<_> = tree.list(&p("/boot")).unwrap().into_iter().map(|entry| entry.0).collect();
+    assert_eq!(listed, [&b"efi"[..], b"vmlinuz"]);
+    let refused = [
+        tree.rename(&p("/boot/vmlinuz"), &p("/boot/efi/vmlinuz")).unwrap_err().kind(),
+        tree.rename(&p("/boot"), &p("/b")).unwrap_err().kind(),
+        tree.hard_link(&p("/boot/efi/vmlinuz"), &p("/boot/vmlinuz")).unwrap_err().kind(),
+        tree.remove(&p("/boot/efi")).unwrap_err().kind(),
+        tree.create_dir(&p("/boot/efi"), AT).unwrap_err().kind(),
+        tree.copy(&p("/boot/vmlinuz"), &p("/boot/again"), AT).unwrap_err().kind(),
+        tree.copy(&p("/boot/none"), &p("/boot/efi/none"), AT).unwrap_err().kind(),
+    ];
+    use ErrorKind::{Invalid, NotFound, Unsupported, WrongType};
+    assert_eq!(refused, [Unsupported, Unsupported, Unsupported, WrongType, Invalid, Unsupported, NotFound]);
+    tree.into_volumes().for_each(|volume| volume.finish().unwrap());
+    let reader = FatReader::open(&*memory).unwrap();
+    assert_eq!(reader.read_file("EFI/BOOT/BOOTX64.EFI", 1 << 22).unwrap(), kernel);
+    assert_eq!(reader.read_file("linux", 1 << 22).unwrap(), kernel);
 }
 
 #[test]

@@ -8,18 +8,18 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 use uvm_api::{ErrorCode, FileSystemFormat, JobResult};
 use uvm_disk::ext4::{Ext4Builder, Ext4Options};
-use uvm_disk::fat::{FatBuilder, FatOptions};
+use uvm_disk::fat::{FatBuilder, FatOptions, FatType};
 use uvm_disk::{Device, Recorder, Slice, gpt, swap};
 use uvm_guest::boot::{self, BootFiles, Source};
 use uvm_guest::customize::{Customization, Identity, customize};
-use uvm_guest::{Attributes, GuestPath, Timestamp, layer};
+use uvm_guest::{Attributes, GuestPath, GuestTree, Timestamp, create_dir_all, layer};
 
 use super::JobError;
 use super::context::Context;
 use super::layout::{Placed, derive};
 use super::plan::{IMAGE, Provision, hex};
 use super::progress::{CLEAR, COMMIT};
-use crate::adapter::builder::{BuilderTree, Mounted};
+use crate::adapter::builder::{BuilderTree, Mounted, Volume};
 use crate::image::{Client, Image};
 
 /// Page size of the machines we make; a swap area is counted in it.
@@ -52,10 +52,10 @@ pub(super) fn execute(context: &Context<'_>, work: &Provision) -> Result<JobResu
     for note in &report.notes {
         context.progress.note(note.clone());
     }
-    context.step("boot", || write_fat(work, &disk, &tree, &files, clock))?;
+    context.step("boot", || write_boot_files(work, &mut tree, &files, clock))?;
     context.step("metadata", || {
-        for builder in tree.into_builders() {
-            builder.finish()?;
+        for volume in tree.into_volumes() {
+            volume.finish()?;
         }
         write_swap(work, &disk)
     })?;
@@ -127,31 +127,54 @@ fn slice(disk: &Device, placed: &Placed) -> Result<Device, JobError> {
         .ok_or_else(|| JobError::new(ErrorCode::DeviceChanged, "a partition is beyond the end of the device"))
 }
 
-/// Every ext4 with a mount point becomes a part of the tree; one without is formatted empty at once.
+/// Every file system with a mount point becomes a part of the tree; one without is formatted empty at once.
 fn format_trees(work: &Provision, disk: &Device, clock: u64) -> Result<BuilderTree, JobError> {
     let mut mounted = Vec::new();
-    for placed in placed(work, FileSystemFormat::Ext4) {
-        let builder = Ext4Builder::new(
-            slice(disk, placed)?,
-            Ext4Options {
-                block_size: EXT4_BLOCK,
-                label: placed.label.clone(),
-                uuid: *placed.uuid.as_bytes(),
-                hash_seed: *derive(&placed.uuid.to_string(), "hash-seed").as_bytes(),
-                timestamp: clock,
-                inode_ratio: INODE_RATIO,
-                reserved_percent: RESERVED_PERCENT,
-                journal: true,
-            },
-        )?;
+    for placed in &work.placed {
+        let volume: Volume = match placed.format {
+            FileSystemFormat::Ext4 => format_ext4(placed, disk, clock)?.into(),
+            FileSystemFormat::Vfat => format_fat(placed, disk, clock)?.into(),
+            FileSystemFormat::Swap => continue,
+        };
         match &placed.path {
-            Some(path) => mounted.push(Mounted { at: GuestPath::absolute(path)?, builder }),
-            None => {
-                builder.finish()?;
-            }
+            Some(path) => mounted.push(Mounted { at: GuestPath::absolute(path)?, volume }),
+            None => volume.finish()?,
         }
     }
     Ok(BuilderTree::new(mounted, Attributes::root(0o755, timestamp(clock)))?)
+}
+
+fn format_ext4(placed: &Placed, disk: &Device, clock: u64) -> Result<Ext4Builder, JobError> {
+    let options = Ext4Options {
+        block_size: EXT4_BLOCK,
+        label: placed.label.clone(),
+        uuid: *placed.uuid.as_bytes(),
+        hash_seed: *derive(&placed.uuid.to_string(), "hash-seed").as_bytes(),
+        timestamp: clock,
+        inode_ratio: INODE_RATIO,
+        reserved_percent: RESERVED_PERCENT,
+        journal: true,
+    };
+    Ok(Ext4Builder::new(slice(disk, placed)?, options)?)
+}
+
+/// FAT32 wherever the size allows it: what UEFI wants of the system partition of a fixed disk.
+fn format_fat(placed: &Placed, disk: &Device, clock: u64) -> Result<FatBuilder, JobError> {
+    let block = u64::from(disk.geometry().logical_block_size);
+    let options = |fat_type| FatOptions {
+        label: placed.label.clone(),
+        volume_id: placed.volume_id(),
+        hidden_sectors: u32::try_from(placed.offset / block).unwrap_or(0),
+        timestamp: clock,
+        fat_type,
+        ..FatOptions::default()
+    };
+    match FatBuilder::new(slice(disk, placed)?, options(Some(FatType::Fat32))) {
+        Err(error) if error.kind() == uvm_disk::ErrorKind::NoSpace => {
+            Ok(FatBuilder::new(slice(disk, placed)?, options(None))?)
+        }
+        made => Ok(made?),
+    }
 }
 
 fn apply_layers(
@@ -196,60 +219,26 @@ fn customization(work: &Provision, clock: u64) -> Customization {
     }
 }
 
-/// The EFI system partition with what boots the guest, and every other FAT empty.
-fn write_fat(
+/// What boots the guest, onto the EFI system partition.
+fn write_boot_files(
     work: &Provision,
-    disk: &Device,
-    tree: &BuilderTree,
+    tree: &mut BuilderTree,
     files: &BootFiles,
     clock: u64,
 ) -> Result<(), JobError> {
-    for placed in placed(work, FileSystemFormat::Vfat) {
-        let block = u64::from(disk.geometry().logical_block_size);
-        let hidden = u32::try_from(placed.offset / block).unwrap_or(0);
-        let mut builder = FatBuilder::new(
-            slice(disk, placed)?,
-            FatOptions {
-                label: placed.label.clone(),
-                volume_id: placed.volume_id(),
-                hidden_sectors: hidden,
-                timestamp: clock,
-                ..FatOptions::default()
-            },
-        )?;
-        if placed.path.is_some() {
-            copy_boot_files(&mut builder, tree, files, clock)?;
-        }
-        builder.finish()?;
-    }
-    Ok(())
-}
-
-fn copy_boot_files(
-    builder: &mut FatBuilder,
-    tree: &BuilderTree,
-    files: &BootFiles,
-    clock: u64,
-) -> Result<(), JobError> {
-    let mut made = std::collections::BTreeSet::new();
+    let esp = placed(work, FileSystemFormat::Vfat).find_map(|placed| placed.path.as_deref());
+    let esp = GuestPath::absolute(esp.ok_or_else(|| {
+        JobError::new(ErrorCode::Internal, "the plan has no EFI system partition with a path")
+    })?)?;
+    let attributes = Attributes::root(0o755, timestamp(clock));
     for file in &files.files {
-        for (index, _) in file.esp_path.match_indices('/') {
-            let dir = &file.esp_path[..index];
-            if made.insert(dir.to_owned()) {
-                builder.create_dir(dir)?;
-            }
+        let path = GuestPath::absolute(format!("{esp}/{}", file.esp_path))?;
+        if let Some(parent) = path.parent() {
+            create_dir_all(tree, &parent, attributes)?;
         }
-        let size = u32::try_from(file.size).map_err(|_| {
-            JobError::new(ErrorCode::GuestUnsuitable, format!("{} has 4 GiB or more", file.esp_path))
-        })?;
         match &file.source {
-            Source::Bytes(bytes) => {
-                builder.create_file(&file.esp_path, size, &mut bytes.as_slice(), clock)?
-            }
-            Source::Guest(path) => {
-                let mut reader = tree.reader(path)?;
-                builder.create_file(&file.esp_path, size, &mut reader, clock)?;
-            }
+            Source::Bytes(bytes) => tree.write(&path, attributes, file.size, &mut bytes.as_slice())?,
+            Source::Guest(from) => tree.copy(from, &path, attributes)?,
         }
     }
     Ok(())

@@ -38,7 +38,8 @@ impl Kind {
     pub(super) fn archives(&self) -> &[PathBuf] {
         match self {
             Self::Ext4(arguments) => &arguments.contents.from_tar,
-            Self::Fat(_) | Self::Swap(_) => &[],
+            Self::Fat(arguments) => &arguments.contents.from_tar,
+            Self::Swap(_) => &[],
         }
     }
 }
@@ -96,6 +97,8 @@ pub(super) struct ExtArguments {
 pub(super) struct FatArguments {
     #[command(flatten)]
     pub(super) target: TargetArguments,
+    #[command(flatten)]
+    pub(super) contents: ContentsArguments,
     /// 12, 16 or 32; by its size where it is missing.
     #[arg(long = "type", value_name = "BITS", value_parser = fat_type)]
     pub(super) fat_type: Option<FatType>,

@@ -8,6 +8,7 @@ use uvm_disk::fat::{FatBuilder, FatOptions};
 use uvm_disk::{Device, swap};
 
 use super::arguments::{ExtArguments, FatArguments, Kind, SwapArguments};
+use crate::adapter::builder::Volume;
 use crate::adapter::fill::{Source, fill};
 use crate::command::size::shown;
 use crate::image::Archive;
@@ -19,12 +20,12 @@ type Made = Result<String, Box<dyn StdError + Send + Sync>>;
 pub(super) fn make(kind: &Kind, device: &Device, clock: u64, archives: Vec<Archive>) -> Made {
     match kind {
         Kind::Ext4(arguments) => ext(arguments, device, clock, archives),
-        Kind::Fat(arguments) => fat(arguments, device, clock),
+        Kind::Fat(arguments) => fat(arguments, device, clock, archives),
         Kind::Swap(arguments) => swap_area(arguments, device),
     }
 }
 
-fn ext(arguments: &ExtArguments, device: &Device, clock: u64, mut archives: Vec<Archive>) -> Made {
+fn ext(arguments: &ExtArguments, device: &Device, clock: u64, archives: Vec<Archive>) -> Made {
     let uuid = arguments.uuid.unwrap_or_else(Uuid::new_v4);
     let options = Ext4Options {
         block_size: arguments.block_size.unwrap_or(4096),
@@ -36,17 +37,21 @@ fn ext(arguments: &ExtArguments, device: &Device, clock: u64, mut archives: Vec<
         reserved_percent: arguments.reserved_percent,
         journal: !arguments.no_journal,
     };
-    let builder = Ext4Builder::new(Device::clone(device), options)?;
+    let filled = filled(Ext4Builder::new(Device::clone(device), options)?.into(), clock, archives)?;
+    Ok(format!("ext4 {uuid}, {}{filled}", shown(device.geometry().size)))
+}
+
+/// Fills and finishes it; how many entries there were, for people.
+fn filled(volume: Volume, clock: u64, mut archives: Vec<Archive>) -> Made {
     let mut sources: Vec<Source<'_>> = archives
         .iter_mut()
         .map(|archive| Source { name: archive.path().display().to_string(), reader: archive })
         .collect();
-    let (entries, _) = fill(builder, clock, &mut sources)?;
-    let filled = if archives.is_empty() { String::new() } else { format!(", {entries} entries") };
-    Ok(format!("ext4 {uuid}, {}{filled}", shown(device.geometry().size)))
+    let entries = fill(volume, clock, &mut sources)?;
+    Ok(if archives.is_empty() { String::new() } else { format!(", {entries} entries") })
 }
 
-fn fat(arguments: &FatArguments, device: &Device, clock: u64) -> Made {
+fn fat(arguments: &FatArguments, device: &Device, clock: u64, archives: Vec<Archive>) -> Made {
     let volume_id = arguments.uuid.unwrap_or_else(rand::random);
     let options = FatOptions {
         label: arguments.label.clone(),
@@ -56,9 +61,9 @@ fn fat(arguments: &FatArguments, device: &Device, clock: u64) -> Made {
         timestamp: clock,
         ..FatOptions::default()
     };
-    FatBuilder::new(Device::clone(device), options)?.finish()?;
+    let filled = filled(FatBuilder::new(Device::clone(device), options)?.into(), clock, archives)?;
     let (high, low) = (volume_id >> 16, volume_id & 0xffff);
-    Ok(format!("vfat {high:04X}-{low:04X}, {}", shown(device.geometry().size)))
+    Ok(format!("vfat {high:04X}-{low:04X}, {}{filled}", shown(device.geometry().size)))
 }
 
 fn swap_area(arguments: &SwapArguments, device: &Device) -> Made {
