@@ -103,11 +103,13 @@ impl Allocator {
 
 #[cfg(test)]
 mod tests {
+    use super::super::options::{Ext4Options, Variant};
     use super::*;
 
     #[test]
     fn everything_free_is_given_out_once_and_again_after_release() {
-        let layout = Layout::new(300 << 20, 4096, 16_384).expect("a layout");
+        let options = Ext4Options::new(Variant::Ext4, [0; 16], [0; 16], 0);
+        let layout = Layout::new(300 << 20, &options).expect("a layout");
         let mut allocator = Allocator::new(layout).expect("an allocator");
         let total = allocator.free();
         let mut taken = Vec::new();

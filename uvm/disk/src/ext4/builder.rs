@@ -7,42 +7,18 @@ use std::ops::Range;
 
 use super::alloc::Allocator;
 use super::bytes::crc;
-use super::dir::Directory;
 use super::dir_blocks::Shape;
 use super::extent::{self, Extent, Map};
 use super::hash::NameHash;
-use super::inode::{Attributes, Body, Ino, Inode, NodeKind, Timestamp, check_attributes};
-use super::journal;
+use super::inode::{Attributes, Body, Ino, Inode, NodeKind, check_attributes};
 use super::layout::{FIRST_INODE, Layout};
+use super::options::Ext4Options;
 use super::writer::{WINDOW, WriteBehind};
 use super::xattr::Xattrs;
 use crate::{Device, Error, ErrorKind, Result};
 
 pub(super) const ROOT: u32 = 2;
-/// Signatures of what was on the device before are at its two ends.
-const WIPED: u64 = 1 << 20;
 static ZEROS: [u8; 4096] = [0; 4096];
-
-/// What a new file system is to be.
-#[derive(Debug, Clone)]
-pub struct Ext4Options {
-    /// 1024, 2048 or 4096 bytes.
-    pub block_size: u32,
-    /// At most 16 bytes.
-    pub label: String,
-    /// The file system's identity.
-    pub uuid: [u8; 16],
-    /// Seed of the hash of names, in UUID form.
-    pub hash_seed: [u8; 16],
-    /// Time of creation, seconds since 1970.
-    pub timestamp: u64,
-    /// Bytes of the device for each inode: 16384 with mke2fs.
-    pub inode_ratio: u32,
-    /// Percent of the blocks only root may take: 5 with mke2fs, at most 50.
-    pub reserved_percent: u8,
-    /// Whether there is a journal, of the size mke2fs gives it.
-    pub journal: bool,
-}
 
 /// A new ext4 file system under construction.
 pub struct Ext4Builder {
@@ -63,26 +39,20 @@ pub struct Ext4Builder {
 }
 
 impl Ext4Builder {
-    /// Starts a file system over the whole of `device`; what was there is gone with this call.
+    /// Starts a file system over the whole of `device`. What was there is gone with this call, unless it refuses
+    /// the options.
     pub fn new(device: Device, options: Ext4Options) -> Result<Self> {
         let geometry = device.geometry();
-        check_options(&options, geometry.logical_block_size)?;
-        let layout = Layout::new(geometry.size, options.block_size, options.inode_ratio)?;
-        let end = geometry.size.saturating_sub(WIPED);
-        for (offset, length) in [(0, WIPED.min(geometry.size)), (end, geometry.size - end)] {
-            let wiped = device.write_zeroes(offset, length);
-            wiped.map_err(|error| {
-                Error::io("wiping the ends of the device before formatting", offset, error)
-            })?;
-        }
+        options.check(geometry.logical_block_size)?;
+        let layout = Layout::new(geometry.size, &options)?;
         let seed = crc(!0, &options.uuid);
         let allocator = Allocator::new(layout)?;
         let inodes = (0..FIRST_INODE).map(|_| Inode::default()).collect();
         let writer = WriteBehind::new(device);
-        let hash = Some(NameHash::new(&options.hash_seed));
+        let hash = layout.features.dir_index.then(|| NameHash::new(&options.hash_seed));
         let mut new = Self {
             layout,
-            shape: Shape { block_size: layout.block_size, checksums: true, hash },
+            shape: Shape { block_size: layout.block_size, checksums: layout.metadata_csum(), hash },
             options,
             hasher: RandomState::new(),
             seed,
@@ -92,40 +62,8 @@ impl Ext4Builder {
             free_inodes: Vec::new(),
             reserved: 0,
         };
-        new.create_reserved_inodes()?;
+        new.begin()?;
         Ok(new)
-    }
-
-    /// Root directory, journal and lost+found, as mke2fs makes them.
-    fn create_reserved_inodes(&mut self) -> Result<()> {
-        let seconds = i64::try_from(self.options.timestamp).unwrap_or(i64::MAX);
-        let attributes =
-            |mode| Attributes { mode, mtime: Timestamp { seconds, nanoseconds: 0 }, ..Attributes::default() };
-        if self.options.journal {
-            let runs = journal::create(&self.layout, &mut self.allocator, &mut self.writer)?;
-            let mut extents = Vec::new();
-            let mut blocks = 0;
-            for run in runs {
-                extent::append(&mut extents, blocks, run.clone());
-                blocks += run.end - run.start;
-            }
-            let map = self.build_map(journal::INODE, extents)?;
-            let body = Body::File { size: self.layout.offset(blocks), map };
-            let mut inode = Inode::new(NodeKind::File, attributes(0o600), body);
-            inode.links = 1;
-            *self.slot(journal::INODE) = inode;
-        }
-        let mut root = Directory::new(ROOT);
-        let mut lost_found = Directory::new(ROOT);
-        lost_found.minimum_blocks = (16_384 / self.options.block_size).max(2);
-        root.subdirectories = 1;
-        root.insert(b"lost+found", FIRST_INODE, &self.hasher);
-        self.reserve(root.reserve(&self.shape) + lost_found.reserve(&self.shape))?;
-        let root = Body::Directory(Box::new(root));
-        let lost_found = Body::Directory(Box::new(lost_found));
-        *self.slot(ROOT) = Inode::new(NodeKind::Directory, attributes(0o755), root);
-        *self.slot(FIRST_INODE) = Inode::new(NodeKind::Directory, attributes(0o700), lost_found);
-        Ok(())
     }
 
     /// The root directory.
@@ -172,7 +110,7 @@ impl Ext4Builder {
         let old_needs = inode.xattrs.as_ref().is_some_and(|xattrs| xattrs.needs_block());
         let none = Xattrs::default();
         let old = inode.xattrs.as_deref().unwrap_or(&none);
-        let new = old.with(name, value, inode.is_directory(), self.layout.block_size as usize)?;
+        let new = old.with(name, value, inode.is_directory(), &self.layout)?;
         let needs = new.needs_block();
         if needs && !old_needs {
             self.reserve(1)?;
@@ -282,9 +220,9 @@ impl Ext4Builder {
 
     /// The map over `extents`; blocks it takes for itself are given back should it fail.
     pub(super) fn build_map(&mut self, inode: u32, extents: Vec<Extent>) -> Result<Map> {
-        let block_size = self.layout.block_size as usize;
+        let mapping = self.layout.mapping();
         let mut nodes = Vec::new();
-        for _ in 0..Map::nodes_needed(extents.len(), block_size) {
+        for _ in 0..Map::nodes_needed(&extents, mapping) {
             match self.allocate(1) {
                 Ok(block) => nodes.push(block.start),
                 Err(error) => {
@@ -294,7 +232,7 @@ impl Ext4Builder {
             }
         }
         let (seed, layout, writer) = (self.inode_seed(inode), self.layout, &mut self.writer);
-        Map::build(extents, nodes, block_size, seed, |block, bytes| writer.write(layout.offset(block), bytes))
+        Map::build(extents, nodes, mapping, seed, |block, bytes| writer.write(layout.offset(block), bytes))
     }
 
     /// Up to `wanted` blocks, leaving what finishing needs.
@@ -389,21 +327,6 @@ impl Undecided {
         }
         data
     }
-}
-
-fn check_options(options: &Ext4Options, logical_block_size: u32) -> Result<()> {
-    let refused = if options.label.len() > 16 {
-        format!("the ext4 label {:?} is longer than 16 bytes", options.label)
-    } else if options.label.contains('\0') {
-        "an ext4 label cannot contain NUL".to_string()
-    } else if options.reserved_percent > 50 {
-        format!("{} percent of the blocks reserved are more than 50", options.reserved_percent)
-    } else if options.block_size < logical_block_size {
-        format!("ext4 blocks of {} are smaller than the device's {logical_block_size}", options.block_size)
-    } else {
-        return Ok(());
-    };
-    Err(Error::new(ErrorKind::Invalid, refused))
 }
 
 pub(super) fn ino(number: u32) -> Ino {

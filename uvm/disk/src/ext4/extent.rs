@@ -1,6 +1,8 @@
-//! Extents and the tree that holds more of them than an inode has room for.
+//! Extents and the tree that holds more of them than an inode has room for. A file with a block map is kept as
+//! extents too, until its map is written.
 
 use super::bytes::{crc, high32, low32, put_u16, put_u32};
+use super::mapping;
 
 /// Longest run of one initialized extent.
 pub(super) const LONGEST: u64 = 32_768;
@@ -26,6 +28,11 @@ impl Extent {
     /// First block within the file.
     pub(super) fn logical(&self) -> u64 {
         u64::from(self.logical)
+    }
+
+    /// Blocks within the file.
+    pub(super) fn logicals(&self) -> std::ops::Range<u64> {
+        self.logical()..self.logical() + u64::from(self.length)
     }
 
     /// Blocks on the device.
@@ -55,6 +62,16 @@ pub(super) fn append(extents: &mut Vec<Extent>, mut logical: u64, blocks: std::o
     }
 }
 
+/// How the files of one file system find their blocks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Mapping {
+    pub(super) block_size: usize,
+    /// Extents, or else block maps.
+    pub(super) extents: bool,
+    /// Blocks of the tree end with a checksum.
+    pub(super) checksums: bool,
+}
+
 /// The block map of a file: almost always nothing or one extent.
 #[derive(Debug, Default)]
 pub(super) enum Map {
@@ -62,6 +79,15 @@ pub(super) enum Map {
     Empty,
     One(Extent),
     Many(Box<Tree>),
+    /// The resize inode's: a block map, whatever other files have, over blocks that are the groups' own.
+    Reserve(Box<Reserve>),
+}
+
+/// The resize inode's map.
+#[derive(Debug)]
+pub(super) struct Reserve {
+    pub(super) root: [u8; 60],
+    pub(super) blocks: u64,
 }
 
 /// The extents of a file, and the blocks that hold them where there are more than four.
@@ -75,11 +101,14 @@ pub(super) struct Tree {
 }
 
 impl Map {
-    /// Blocks a tree over `extents` extents needs outside the inode.
-    pub(super) fn nodes_needed(extents: usize, block_size: usize) -> u64 {
-        let (mut entries, mut nodes) = (extents, 0);
+    /// Blocks a tree over `extents` needs outside the inode.
+    pub(super) fn nodes_needed(extents: &[Extent], mapping: Mapping) -> u64 {
+        if !mapping.extents {
+            return mapping::nodes_needed(extents, mapping.block_size);
+        }
+        let (mut entries, mut nodes) = (extents.len(), 0);
         while entries > INLINE {
-            entries = entries.div_ceil(per_node(block_size));
+            entries = entries.div_ceil(per_node(mapping.block_size));
             nodes += entries as u64;
         }
         nodes
@@ -90,14 +119,19 @@ impl Map {
     pub(super) fn build<E>(
         extents: Vec<Extent>,
         nodes: Vec<u64>,
-        block_size: usize,
+        mapping: Mapping,
         seed: u32,
         mut write: impl FnMut(u64, &[u8]) -> Result<(), E>,
     ) -> Result<Self, E> {
         match extents[..] {
             [] => return Ok(Self::Empty),
-            [only] => return Ok(Self::One(only)),
+            [only] if nodes.is_empty() => return Ok(Self::One(only)),
             _ => {}
+        }
+        let block_size = mapping.block_size;
+        if !mapping.extents {
+            let root = mapping::build(&extents, &nodes, block_size, write)?;
+            return Ok(Self::Many(Box::new(Tree { extents: extents.into(), nodes: nodes.into(), root })));
         }
         let mut level: Vec<[u8; ENTRY]> = extents.iter().map(leaf_entry).collect();
         let mut depth = 0;
@@ -109,8 +143,10 @@ impl Map {
                 let mut bytes = vec![0; block_size];
                 put_node(&mut bytes, entries, per_node(block_size), depth);
                 let tail = ENTRY + ENTRY * per_node(block_size);
-                let checksum = crc(seed, &bytes[..tail]);
-                put_u32(&mut bytes, tail, checksum);
+                if mapping.checksums {
+                    let checksum = crc(seed, &bytes[..tail]);
+                    put_u32(&mut bytes, tail, checksum);
+                }
                 write(block, &bytes)?;
                 above.push(index_entry(entries[0], block));
             }
@@ -125,7 +161,7 @@ impl Map {
     /// The extents in the file's order.
     pub(super) fn extents(&self) -> &[Extent] {
         match self {
-            Self::Empty => &[],
+            Self::Empty | Self::Reserve(_) => &[],
             Self::One(extent) => std::slice::from_ref(extent),
             Self::Many(tree) => &tree.extents,
         }
@@ -144,15 +180,25 @@ impl Map {
         self.extents().iter().map(|extent| u64::from(extent.length)).sum()
     }
 
-    /// All blocks on the device, those of the tree included.
+    /// All blocks the inode counts, those of the tree included.
     pub(super) fn blocks(&self) -> u64 {
+        if let Self::Reserve(reserve) = self {
+            return reserve.blocks;
+        }
         self.blocks_of_data() + self.nodes().len() as u64
     }
 
+    /// Whether it is made of extents.
+    pub(super) fn has_extents(&self, mapping: Mapping) -> bool {
+        mapping.extents && !matches!(self, Self::Reserve(_))
+    }
+
     /// The 60 bytes of `i_block`.
-    pub(super) fn root(&self) -> [u8; 60] {
+    pub(super) fn root(&self, mapping: Mapping) -> [u8; 60] {
         match self {
             Self::Many(tree) => tree.root,
+            Self::Reserve(reserve) => reserve.root,
+            _ if !mapping.extents => mapping::direct(self.extents()),
             _ => {
                 let mut root = [0; 60];
                 let entries: Vec<_> = self.extents().iter().map(leaf_entry).collect();
@@ -219,16 +265,17 @@ mod tests {
             for n in 0..count {
                 append(&mut extents, 2 * n, 3 * n + 1..3 * n + 2);
             }
-            assert_eq!(Map::nodes_needed(extents.len(), 1024), nodes);
+            let mapping = Mapping { block_size: 1024, extents: true, checksums: true };
+            assert_eq!(Map::nodes_needed(&extents, mapping), nodes);
             let mut written = 0;
             let blocks = (0..nodes).map(|n| 1_000_000 + n).collect();
-            let map = Map::build(extents, blocks, 1024, 1, |_, bytes| {
+            let map = Map::build(extents, blocks, mapping, 1, |_, bytes| {
                 assert_eq!(bytes.len(), 1024);
                 written += 1;
                 Ok::<(), ()>(())
             });
             assert_eq!(written, nodes);
-            assert_eq!(map.expect("a map").root()[6], depth);
+            assert_eq!(map.expect("a map").root(mapping)[6], depth);
         }
     }
 }

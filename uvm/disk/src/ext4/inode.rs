@@ -1,19 +1,20 @@
-//! Inodes: what is known of one while building, and its 256 bytes on disk.
+//! Inodes: what is known of one while building, and its bytes on disk.
 
 use std::num::NonZeroU32;
 
 use super::bytes::{crc, high16, high32, low16, low32, put_u16, put_u32};
 use super::dir::Directory;
 use super::extent::Map;
-use super::layout::INODE_SIZE;
-use super::xattr::{INODE_AREA, Xattrs};
+use super::layout::{GOOD_OLD_INODE_SIZE, Layout};
+use super::xattr::Xattrs;
 use crate::{Error, ErrorKind, Result};
 
 /// More links than this a non-directory cannot have.
 pub(super) const MOST_LINKS: u32 = 65_000;
 const EXTENTS_FLAG: u32 = 0x8_0000;
 const INDEX_FLAG: u32 = 0x1000;
-const EXTRA_SIZE: usize = 32;
+/// Bytes behind the first 128 of an inode that is larger: times, the checksum's other half.
+pub(super) const EXTRA_SIZE: usize = 32;
 /// 2310-04-04: the end of what e2fsck believes.
 const LATEST: i64 = 0x2_7FFF_FFFF;
 
@@ -220,18 +221,21 @@ impl Inode {
         }
     }
 
-    /// The inode as it is in the inode table. `seed` is its checksum seed, `created` the change and creation
-    /// time.
-    pub(super) fn encode(&self, seed: u32, block_size: u32, created: u64) -> [u8; INODE_SIZE as usize] {
-        let mut bytes = [0; INODE_SIZE as usize];
-        self.encode_fields(&mut bytes, block_size, created);
-        let checksum = crc(seed, &bytes);
-        put_u16(&mut bytes, 0x7C, low16(checksum));
-        put_u16(&mut bytes, 0x82, high16(checksum));
-        bytes
+    /// Fills its place in the inode table, all zeros before. `seed` is its checksum seed, `created` the change
+    /// and creation time.
+    pub(super) fn encode(&self, layout: &Layout, seed: u32, created: u64, bytes: &mut [u8]) {
+        self.encode_fields(layout, created, bytes);
+        if layout.metadata_csum() {
+            let checksum = crc(seed, bytes);
+            put_u16(bytes, 0x7C, low16(checksum));
+            if bytes.len() > GOOD_OLD_INODE_SIZE as usize {
+                put_u16(bytes, 0x82, high16(checksum));
+            }
+        }
     }
 
-    fn encode_fields(&self, bytes: &mut [u8], block_size: u32, created: u64) {
+    fn encode_fields(&self, layout: &Layout, created: u64, bytes: &mut [u8]) {
+        let block_size = layout.block_size;
         let size = self.size(block_size);
         put_u16(bytes, 0x00, self.mode);
         put_u16(bytes, 0x02, low16(self.uid));
@@ -241,18 +245,21 @@ impl Inode {
         put_u32(bytes, 0x6C, high32(size));
         put_u16(bytes, 0x78, high16(self.uid));
         put_u16(bytes, 0x7A, high16(self.gid));
-        put_u16(bytes, 0x80, EXTRA_SIZE as u16);
         let modified = Timestamp { seconds: self.seconds, nanoseconds: self.nanoseconds };
         let created = Timestamp { seconds: i64::try_from(created).unwrap_or(i64::MAX), nanoseconds: 0 };
-        put_time(bytes, 0x08, 0x8C, modified);
-        put_time(bytes, 0x0C, 0x84, created);
-        put_time(bytes, 0x10, 0x88, modified);
-        put_time(bytes, 0x90, 0x94, created);
+        for (at, extra_at, time) in [(0x08, 0x8C, modified), (0x0C, 0x84, created), (0x10, 0x88, modified)] {
+            put_time(bytes, at, extra_at, time);
+        }
+        if bytes.len() > GOOD_OLD_INODE_SIZE as usize {
+            put_u16(bytes, 0x80, EXTRA_SIZE as u16);
+            put_time(bytes, 0x90, 0x94, created);
+        }
         let mut blocks = 0;
         if let Some(map) = self.map() {
             let indexed = matches!(&self.body, Body::Directory(directory) if directory.indexed);
-            put_u32(bytes, 0x20, EXTENTS_FLAG | if indexed { INDEX_FLAG } else { 0 });
-            bytes[0x28..0x28 + 60].copy_from_slice(&map.root());
+            let extents = if map.has_extents(layout.mapping()) { EXTENTS_FLAG } else { 0 };
+            put_u32(bytes, 0x20, extents | if indexed { INDEX_FLAG } else { 0 });
+            bytes[0x28..0x28 + 60].copy_from_slice(&map.root(layout.mapping()));
             blocks = map.blocks();
         }
         match &self.body {
@@ -263,8 +270,9 @@ impl Inode {
             _ => {}
         }
         if let Some(xattrs) = &self.xattrs {
-            let area = bytes.len() - INODE_AREA;
-            xattrs.encode_inode(&mut bytes[area..]);
+            if let Some(area) = bytes.get_mut(GOOD_OLD_INODE_SIZE as usize + EXTRA_SIZE..) {
+                xattrs.encode_inode(area);
+            }
             put_u32(bytes, 0x68, low32(xattrs.block));
             put_u16(bytes, 0x76, low16(high32(xattrs.block)));
             blocks += u64::from(xattrs.block != 0);
@@ -275,13 +283,17 @@ impl Inode {
     }
 }
 
-/// The low 32 bits in the old field; two more bits of seconds and the nanoseconds in the new one.
+/// The low 32 bits in the old field; two more bits of seconds and the nanoseconds in the new one. An inode of 128
+/// bytes has the old fields alone, and its times end in 2038.
 fn put_time(bytes: &mut [u8], at: usize, extra_at: usize, time: Timestamp) {
     let earliest = i64::from(i32::MIN);
-    let seconds = time.seconds.clamp(earliest, LATEST);
-    let epoch = ((seconds - earliest) >> 32) as u32;
+    let has_extra = bytes.len() >= extra_at + 4;
+    let seconds = time.seconds.clamp(earliest, if has_extra { LATEST } else { i64::from(i32::MAX) });
     put_u32(bytes, at, low32(seconds as u64));
-    put_u32(bytes, extra_at, epoch | time.nanoseconds << 2);
+    if has_extra {
+        let epoch = ((seconds - earliest) >> 32) as u32;
+        put_u32(bytes, extra_at, epoch | time.nanoseconds << 2);
+    }
 }
 
 /// The kernel's old encoding where both numbers fit a byte, else the new one.
@@ -327,5 +339,8 @@ mod tests {
         assert_eq!(epoch(1 << 32), (0, 1));
         assert_eq!(epoch(i64::MAX), (i32::MAX, 2));
         assert_eq!(epoch(i64::MIN), (i32::MIN, 0));
+        let mut old = [0; 4];
+        put_time(&mut old, 0, 4, Timestamp { seconds: 1 << 31, nanoseconds: 1 });
+        assert_eq!(i32::from_le_bytes(old), i32::MAX);
     }
 }

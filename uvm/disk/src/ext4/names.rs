@@ -37,9 +37,9 @@ impl Ext4Builder {
         size: u64,
         contents: &mut dyn Read,
     ) -> Result<Ino> {
-        let largest = self.layout.offset(u64::from(u32::MAX));
+        let largest = self.layout.largest_file();
         if size > largest {
-            let context = format!("a file of {size} bytes is larger than ext4's {largest}");
+            let context = format!("a file of {size} bytes is larger than this file system's {largest}");
             return Err(Error::new(ErrorKind::Invalid, context));
         }
         self.check_new(dir, name, &attributes)?;
@@ -49,6 +49,7 @@ impl Ext4Builder {
     /// Creates an empty directory.
     pub fn create_dir(&mut self, dir: Ino, name: &[u8], attributes: Attributes) -> Result<Ino> {
         self.check_new(dir, name, &attributes)?;
+        self.check_subdirectories(dir)?;
         let new = Directory::new(dir.get());
         let reserved = new.reserve(&self.shape);
         self.reserve(reserved)?;
@@ -161,6 +162,9 @@ impl Ext4Builder {
         }
         if is_directory {
             self.check_not_below(moved, to_dir)?;
+            if from_dir != to_dir {
+                self.check_subdirectories(to_dir)?;
+            }
         }
         match replaced {
             // The entry keeps its place, so that nothing can fail any more.
@@ -304,6 +308,17 @@ impl Ext4Builder {
     fn check_movable(&self, target: Ino) -> Result<()> {
         if target.get() == FIRST_INODE {
             return Err(Error::new(ErrorKind::Invalid, "lost+found stays"));
+        }
+        Ok(())
+    }
+
+    /// Without dir_nlink each subdirectory is a link that has to be counted.
+    fn check_subdirectories(&self, dir: Ino) -> Result<()> {
+        let links = self.directory(dir)?.subdirectories + 2;
+        if links >= MOST_LINKS && !self.layout.features.dir_nlink {
+            let context =
+                format!("directory {} has all the subdirectories it can without dir_nlink", dir.get());
+            return Err(Error::new(ErrorKind::NoSpace, context));
         }
         Ok(())
     }

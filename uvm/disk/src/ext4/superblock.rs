@@ -2,19 +2,32 @@
 
 use super::Ext4Options;
 use super::bytes::{crc, high32, low32, put_u16, put_u32};
-use super::inode::Inode;
-use super::layout::{FIRST_INODE, FLEX_GROUPS, INODE_SIZE, Layout};
+use super::inode::{EXTRA_SIZE, Inode};
+use super::layout::{FIRST_INODE, GOOD_OLD_INODE_SIZE, Layout};
+use super::options::{Backups, Checksums};
 
 pub(super) const SIZE: usize = 1024;
 
-const COMPAT: u32 = EXT_ATTR | DIR_INDEX;
+/// `s_feature_compat`.
 const HAS_JOURNAL: u32 = 0x4;
 const EXT_ATTR: u32 = 0x8;
+const RESIZE_INODE: u32 = 0x10;
 const DIR_INDEX: u32 = 0x20;
-/// filetype, extents, 64bit, flex_bg.
-const INCOMPAT: u32 = 0x2 | 0x40 | 0x80 | 0x200;
-/// sparse_super, large_file, huge_file, dir_nlink, extra_isize, metadata_csum.
-const RO_COMPAT: u32 = 0x1 | 0x2 | 0x8 | 0x20 | 0x40 | 0x400;
+const SPARSE_SUPER2: u32 = 0x200;
+/// `s_feature_incompat`.
+const FILETYPE: u32 = 0x2;
+const META_BG: u32 = 0x10;
+const EXTENTS: u32 = 0x40;
+const SIXTY_FOUR_BIT: u32 = 0x80;
+const FLEX_BG: u32 = 0x200;
+/// `s_feature_ro_compat`.
+const SPARSE_SUPER: u32 = 0x1;
+const LARGE_FILE: u32 = 0x2;
+const HUGE_FILE: u32 = 0x8;
+const GDT_CSUM: u32 = 0x10;
+const DIR_NLINK: u32 = 0x20;
+const EXTRA_ISIZE: u32 = 0x40;
+const METADATA_CSUM: u32 = 0x400;
 /// user_xattr, acl.
 const DEFAULT_MOUNT_OPTIONS: u32 = 0xC;
 /// Names are hashed as on x86; the kernel follows this flag on every machine.
@@ -36,11 +49,16 @@ impl Superblock<'_> {
         let mut bytes = [0; SIZE];
         self.put_counts(&mut bytes);
         self.put_identity(&mut bytes, group);
+        self.put_features(&mut bytes);
         if let Some(journal) = self.journal {
             self.put_journal(&mut bytes, journal);
         }
-        let checksum = crc(!0, &bytes[..0x3FC]);
-        put_u32(&mut bytes, 0x3FC, checksum);
+        if self.layout.metadata_csum() {
+            let crc32c = 1;
+            bytes[0x175] = crc32c;
+            let checksum = crc(!0, &bytes[..0x3FC]);
+            put_u32(&mut bytes, 0x3FC, checksum);
+        }
         bytes
     }
 
@@ -83,11 +101,8 @@ impl Superblock<'_> {
             (0x38, 0xEF53),
             (0x3A, clean),
             (0x3C, continue_on_errors),
-            (0x58, INODE_SIZE as u16),
+            (0x58, self.layout.inode_size as u16),
             (0x5A, (group & 0xFFFF) as u16),
-            (0xFE, super::layout::DESCRIPTOR_SIZE as u16),
-            (0x15C, 32),
-            (0x15E, 32),
         ] {
             put_u16(bytes, at, value);
         }
@@ -95,9 +110,6 @@ impl Superblock<'_> {
         for (at, value) in [
             (0x4C, dynamic_revision),
             (0x54, FIRST_INODE),
-            (0x5C, COMPAT),
-            (0x60, INCOMPAT),
-            (0x64, RO_COMPAT),
             (0x100, DEFAULT_MOUNT_OPTIONS),
             (0x160, SIGNED_HASH),
         ] {
@@ -107,19 +119,57 @@ impl Superblock<'_> {
         bytes[0x78..0x78 + options.label.len()].copy_from_slice(options.label.as_bytes());
         bytes[0xEC..0xFC].copy_from_slice(&options.hash_seed);
         bytes[0xFC] = HALF_MD4;
-        bytes[0x174] = FLEX_GROUPS.trailing_zeros() as u8;
-        let crc32c = 1;
-        bytes[0x175] = crc32c;
+    }
+
+    fn put_features(&self, bytes: &mut [u8]) {
+        let (layout, features) = (self.layout, self.layout.features);
+        let set = |bits: &[(bool, u32)]| bits.iter().filter(|bit| bit.0).fold(0, |all, bit| all | bit.1);
+        let compat = EXT_ATTR
+            | set(&[
+                (self.journal.is_some(), HAS_JOURNAL),
+                (features.resize_inode, RESIZE_INODE),
+                (features.dir_index, DIR_INDEX),
+                (layout.backups == Backups::SparseSuper2, SPARSE_SUPER2),
+            ]);
+        let incompat = FILETYPE
+            | set(&[
+                (layout.backups == Backups::MetaGroups, META_BG),
+                (features.extents, EXTENTS),
+                (features.sixty_four_bit, SIXTY_FOUR_BIT),
+                (layout.flex_groups > 1, FLEX_BG),
+            ]);
+        let ro_compat = SPARSE_SUPER
+            | set(&[
+                (features.large_file, LARGE_FILE),
+                (features.huge_file, HUGE_FILE),
+                (features.checksums == Checksums::Descriptors, GDT_CSUM),
+                (features.dir_nlink, DIR_NLINK),
+                (features.extra_isize, EXTRA_ISIZE),
+                (features.checksums == Checksums::Metadata, METADATA_CSUM),
+            ]);
+        for (at, value) in [(0x5C, compat), (0x60, incompat), (0x64, ro_compat)] {
+            put_u32(bytes, at, value);
+        }
+        put_u16(bytes, 0xCE, layout.reserved_descriptor_blocks as u16);
+        let descriptor_size = if features.sixty_four_bit { layout.descriptor_size } else { 0 };
+        put_u16(bytes, 0xFE, descriptor_size as u16);
+        if layout.inode_size > GOOD_OLD_INODE_SIZE {
+            put_u16(bytes, 0x15C, EXTRA_SIZE as u16);
+            put_u16(bytes, 0x15E, EXTRA_SIZE as u16);
+        }
+        bytes[0x174] = layout.flex_groups.trailing_zeros() as u8;
+        for (at, group) in [0x24C, 0x250].into_iter().zip(layout.backup_groups()) {
+            put_u32(bytes, at, group);
+        }
     }
 
     /// The journal's inode number, and its block map again should the inode be lost.
     fn put_journal(&self, bytes: &mut [u8], journal: &Inode) {
-        put_u32(bytes, 0x5C, COMPAT | HAS_JOURNAL);
         put_u32(bytes, 0xE0, super::journal::INODE);
         let backup_of_blocks = 1;
         bytes[0xFD] = backup_of_blocks;
         if let Some(map) = journal.map() {
-            bytes[0x10C..0x10C + 60].copy_from_slice(&map.root());
+            bytes[0x10C..0x10C + 60].copy_from_slice(&map.root(self.layout.mapping()));
         }
         let size = journal.size(self.layout.block_size);
         put_u32(bytes, 0x148, high32(size));

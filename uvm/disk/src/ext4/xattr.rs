@@ -1,10 +1,10 @@
 //! Extended attributes: in the inode while they fit, the rest in one block.
 
 use super::bytes::{crc, put_u16, put_u32};
+use super::inode::EXTRA_SIZE;
+use super::layout::{GOOD_OLD_INODE_SIZE, Layout};
 use crate::{Error, ErrorKind, Result};
 
-/// Bytes behind the 32 extra bytes of a 256-byte inode.
-pub(super) const INODE_AREA: usize = 96;
 const MAGIC: u32 = 0xEA02_0000;
 const INODE_HEADER: usize = 4;
 const BLOCK_HEADER: usize = 32;
@@ -50,6 +50,8 @@ pub(super) struct Xattrs {
     list: Vec<Xattr>,
     /// The block that holds those the inode has no room for, once it was written.
     pub(super) block: u64,
+    /// Bytes behind the fields of the inode: 96 in one of 256 bytes, none in one of 128.
+    area: usize,
 }
 
 impl Xattrs {
@@ -59,7 +61,7 @@ impl Xattrs {
         name: &[u8],
         value: &[u8],
         is_directory: bool,
-        block_size: usize,
+        layout: &Layout,
     ) -> Result<Self> {
         let (index, suffix) = parse_name(name)?;
         if index == DEFAULT && !is_directory {
@@ -71,9 +73,10 @@ impl Xattrs {
         let mut list: Vec<_> = self.list.iter().filter(|old| old.key() != new.key()).cloned().collect();
         list.push(new);
         list.sort_by(|a, b| a.key().cmp(&b.key()));
-        let new = Self { list, block: 0 };
+        let fields = GOOD_OLD_INODE_SIZE as usize + EXTRA_SIZE;
+        let new = Self { list, block: 0, area: (layout.inode_size as usize).saturating_sub(fields) };
         let needed: usize = new.split().1.iter().map(|xattr| xattr.size()).sum();
-        let room = block_size - BLOCK_HEADER - TERMINATOR;
+        let room = layout.block_size as usize - BLOCK_HEADER - TERMINATOR;
         if needed > room {
             let shown = String::from_utf8_lossy(name);
             let context =
@@ -95,7 +98,7 @@ impl Xattrs {
 
     /// Those in the inode and those in the block.
     fn split(&self) -> (Vec<&Xattr>, Vec<&Xattr>) {
-        let mut room = INODE_AREA - INODE_HEADER - TERMINATOR;
+        let mut room = self.area.saturating_sub(INODE_HEADER + TERMINATOR);
         self.list.iter().partition(|xattr| {
             let fits = xattr.size() <= room;
             room -= if fits { xattr.size() } else { 0 };
@@ -113,9 +116,9 @@ impl Xattrs {
     }
 
     /// The block, whose own number goes into its checksum.
-    pub(super) fn encode_block(&self, block: u64, block_size: usize, seed: u32) -> Vec<u8> {
+    pub(super) fn encode_block(&self, block: u64, layout: &Layout, seed: u32) -> Vec<u8> {
         let (_, outside) = self.split();
-        let mut bytes = vec![0; block_size];
+        let mut bytes = vec![0; layout.block_size as usize];
         put_u32(&mut bytes, 0, MAGIC);
         put_u32(&mut bytes, 4, 1);
         put_u32(&mut bytes, 8, 1);
@@ -125,8 +128,10 @@ impl Xattrs {
             (entry != 0).then_some(hash.rotate_left(16) ^ entry)
         });
         put_u32(&mut bytes, 12, hash.unwrap_or(0));
-        let checksum = crc(crc(seed, &block.to_le_bytes()), &bytes);
-        put_u32(&mut bytes, 16, checksum);
+        if layout.metadata_csum() {
+            let checksum = crc(crc(seed, &block.to_le_bytes()), &bytes);
+            put_u32(&mut bytes, 16, checksum);
+        }
         bytes
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use uvm_disk::ext4::{Attributes, Ext4Options, Timestamp};
+use uvm_disk::ext4::{Attributes, Ext4Options, Inodes, Timestamp, Variant};
 use uvm_disk::{BlockDevice, Geometry};
 
 /// A sparse file as a device that remembers what was written.
@@ -139,15 +139,11 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
 }
 
 pub(crate) fn options() -> Ext4Options {
+    let uuid = *b"\x0b\x5e\x55\xed\x12\x34\x45\x67\x89\xab\xcd\xef\x01\x23\x45\x67";
     Ext4Options {
-        block_size: 4096,
         label: "root".to_string(),
-        uuid: *b"\x0b\x5e\x55\xed\x12\x34\x45\x67\x89\xab\xcd\xef\x01\x23\x45\x67",
-        hash_seed: [0x5A; 16],
-        timestamp: 1_700_000_000,
-        inode_ratio: 16_384,
-        reserved_percent: 5,
-        journal: true,
+        inodes: Inodes::Ratio(16_384),
+        ..Ext4Options::new(Variant::Ext4, uuid, [0x5A; 16], 1_700_000_000)
     }
 }
 

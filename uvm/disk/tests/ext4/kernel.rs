@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use uvm_disk::ext4::{Ext4Builder, Ext4Options};
+use uvm_disk::ext4::{Ext4Builder, Ext4Options, Inodes};
 
 use crate::device::{Image, attributes, options, run};
 use crate::{GIB, MIB};
@@ -14,7 +14,7 @@ fn the_kernel_goes_on_writing_where_we_stopped() {
         [(8 * MIB, 4096, 8192), (300 * MIB, 4096, 16_384), (3 * GIB, 1024, 16_384)]
     {
         let image = Image::new(size, 512);
-        let options = Ext4Options { block_size, inode_ratio, ..options() };
+        let options = Ext4Options { block_size, inodes: Inodes::Ratio(inode_ratio), ..options() };
         let mut builder = Ext4Builder::new(image.device.clone(), options).expect("new");
         let mut dir = builder.root();
         for level in 0..40 {
@@ -74,7 +74,7 @@ fn holes_and_many_extents_come_through() {
 #[test]
 fn directories_of_any_size_and_more_subdirectories_than_links() {
     let image = Image::new(3 * GIB, 512);
-    let options = Ext4Options { inode_ratio: 8192, ..options() };
+    let options = Ext4Options { inodes: Inodes::Ratio(8192), ..options() };
     let mut builder = Ext4Builder::new(image.device.clone(), options).expect("new");
     let root = builder.root();
     let many = builder.create_dir(root, b"many", attributes(0o755)).expect("room");

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use device::{Image, attributes, options};
 use model::{Model, Random};
-use uvm_disk::ext4::{Ext4Builder, Ext4Options, NodeKind};
+use uvm_disk::ext4::{Ext4Builder, Ext4Options, Inodes, Journal, NodeKind};
 use uvm_disk::{ErrorKind, Memory};
 
 const MIB: u64 = 1 << 20;
@@ -19,12 +19,12 @@ const GIB: u64 = 1 << 30;
 #[test]
 fn every_size_formats_clean() {
     let with = |block_size| Ext4Options { block_size, ..options() };
-    let dense = Ext4Options { inode_ratio: 1024, ..options() };
+    let dense = Ext4Options { inodes: Inodes::Ratio(1024), ..options() };
     for (size, logical_block_size, options) in [
         (8 * MIB, 512, options()),
         (8 * MIB, 4096, options()),
         (8 * MIB, 512, with(1024)),
-        (3 * MIB, 512, Ext4Options { journal: false, ..with(1024) }),
+        (3 * MIB, 512, Ext4Options { journal: Journal::None, ..with(1024) }),
         (64 * MIB, 512, options()),
         (64 * MIB + 1536, 512, with(2048)),
         (300 * MIB, 4096, options()),
@@ -125,7 +125,7 @@ fn each_block_is_written_once_and_the_superblock_last() {
     }
     builder.finish().expect("finished");
     let mut writes = image.device.writes.lock().expect("no panic").clone();
-    assert_eq!(writes.last(), Some(&(1024, 1024)));
+    assert_eq!(writes.last(), Some(&(1024, 512)));
     // 5000 files of 2 blocks are some 40 MiB: a write a file would be 5000 writes.
     assert!(writes.len() < 100, "{} writes", writes.len());
     writes.sort_unstable();
@@ -169,7 +169,7 @@ fn random_trees_are_what_they_should_be() {
 fn a_full_file_system_says_so_and_is_still_sound() {
     for block_size in [1024, 4096] {
         let image = Image::new(16 * MIB, 512);
-        let options = Ext4Options { block_size, inode_ratio: 4096, ..options() };
+        let options = Ext4Options { block_size, inodes: Inodes::Ratio(4096), ..options() };
         let mut builder = Ext4Builder::new(image.device.clone(), options).expect("new");
         let root = builder.root();
         let mut errors = 0;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use uvm_disk::Memory;
-use uvm_disk::ext4::{Ext4Builder, Ext4Options};
+use uvm_disk::ext4::{Ext4Builder, Ext4Options, Journal, Variant};
 use uvm_disk::fat::{FatBuilder, FatOptions, FatReader, FatType};
 use uvm_guest::{
     Attributes, ErrorKind, GuestPath, GuestTree, Kind, MemoryTree, Result, Timestamp, create_dir_all, edit,
@@ -252,14 +252,8 @@ fn a_mounted_tree_says_what_the_tree_in_memory_says() {
 
 fn ext4() -> Volume {
     let options = Ext4Options {
-        block_size: 4096,
-        label: String::new(),
-        uuid: [1; 16],
-        hash_seed: [2; 16],
-        timestamp: 1_700_000_000,
-        inode_ratio: 16_384,
-        reserved_percent: 5,
-        journal: false,
+        journal: Journal::None,
+        ..Ext4Options::new(Variant::Ext4, [1; 16], [2; 16], 1_700_000_000)
     };
     Ext4Builder::new(Arc::new(Memory::new(64 << 20, 512)), options).unwrap().into()
 }

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 use uvm_api::{ErrorCode, FileSystemFormat, JobResult};
-use uvm_disk::ext4::{Ext4Builder, Ext4Options};
+use uvm_disk::ext4::{Ext4Builder, Ext4Options, Inodes, Variant};
 use uvm_disk::fat::{FatBuilder, FatOptions, FatType};
 use uvm_disk::{Device, Recorder, Slice, gpt, swap};
 use uvm_guest::boot::{self, BootFiles, Source};
@@ -145,15 +145,13 @@ fn format_trees(work: &Provision, disk: &Device, clock: u64) -> Result<BuilderTr
 }
 
 fn format_ext4(placed: &Placed, disk: &Device, clock: u64) -> Result<Ext4Builder, JobError> {
+    let hash_seed = derive(&placed.uuid.to_string(), "hash-seed");
     let options = Ext4Options {
         block_size: EXT4_BLOCK,
         label: placed.label.clone(),
-        uuid: *placed.uuid.as_bytes(),
-        hash_seed: *derive(&placed.uuid.to_string(), "hash-seed").as_bytes(),
-        timestamp: clock,
-        inode_ratio: INODE_RATIO,
+        inodes: Inodes::Ratio(INODE_RATIO),
         reserved_percent: RESERVED_PERCENT,
-        journal: true,
+        ..Ext4Options::new(Variant::Ext4, *placed.uuid.as_bytes(), *hash_seed.as_bytes(), clock)
     };
     Ok(Ext4Builder::new(slice(disk, placed)?, options)?)
 }

@@ -291,7 +291,7 @@ impl Geometry {
     pub(super) fn has_superblock(&self, group: u32) -> bool {
         match self.sparse {
             Sparse::No => true,
-            Sparse::Powers => crate::ext4::layout::has_superblock(group),
+            Sparse::Powers => crate::ext4::layout::sparse_super(group),
             Sparse::Two(copies) => group == 0 || copies.contains(&group),
         }
     }

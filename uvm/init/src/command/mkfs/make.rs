@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 
 use uuid::Uuid;
-use uvm_disk::ext4::{Ext4Builder, Ext4Options};
+use uvm_disk::ext4::{Ext4Builder, Ext4Options, Inodes, Journal, Variant};
 use uvm_disk::fat::{FatBuilder, FatOptions};
 use uvm_disk::{Device, swap};
 
@@ -27,15 +27,14 @@ pub(super) fn make(kind: &Kind, device: &Device, clock: u64, archives: Vec<Archi
 
 fn ext(arguments: &ExtArguments, device: &Device, clock: u64, archives: Vec<Archive>) -> Made {
     let uuid = arguments.uuid.unwrap_or_else(Uuid::new_v4);
+    let hash_seed = derive(&uuid.to_string(), "hash-seed");
     let options = Ext4Options {
         block_size: arguments.block_size.unwrap_or(4096),
         label: arguments.label.clone(),
-        uuid: *uuid.as_bytes(),
-        hash_seed: *derive(&uuid.to_string(), "hash-seed").as_bytes(),
-        timestamp: clock,
-        inode_ratio: arguments.inode_ratio,
+        inodes: Inodes::Ratio(arguments.inode_ratio),
         reserved_percent: arguments.reserved_percent,
-        journal: !arguments.no_journal,
+        journal: if arguments.no_journal { Journal::None } else { Journal::Automatic },
+        ..Ext4Options::new(Variant::Ext4, *uuid.as_bytes(), *hash_seed.as_bytes(), clock)
     };
     let filled = filled(Ext4Builder::new(Device::clone(device), options)?.into(), clock, archives)?;
     Ok(format!("ext4 {uuid}, {}{filled}", shown(device.geometry().size)))
