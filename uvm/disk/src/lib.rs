@@ -7,8 +7,10 @@ pub mod ext4;
 pub mod fat;
 mod field;
 pub mod gpt;
+pub mod identity;
 pub mod mbr;
 pub mod ntfs;
+mod place;
 pub mod probe;
 pub mod sanitize;
 pub mod swap;
@@ -17,4 +19,5 @@ mod verify;
 
 pub use device::{BlockDevice, Device, Geometry, Memory, Slice};
 pub use error::{Error, ErrorKind, Result};
+pub use place::{Alignment, Place};
 pub use verify::Recorder;

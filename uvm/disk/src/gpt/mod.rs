@@ -5,20 +5,35 @@
 //! every instant of an edit.
 
 mod areas;
+pub mod attribute;
+mod commit;
+mod edit;
+mod guard;
 mod guid;
 mod header;
+pub mod partition_type;
 mod store;
+mod verify;
 
 pub(crate) use areas::areas;
-pub use guid::{Guid, partition_type};
-pub use store::{ReadTable, read, wipe_tables, write};
+pub use commit::{grow, repair, shrink, update, write};
+pub use edit::NewPartition;
+pub use guard::{MAX_MIRRORS, Mirror, write_hybrid, write_protective};
+pub use guid::Guid;
+pub use store::{ReadTable, read, wipe_tables};
+pub use verify::{Problem, verify};
 
 use crate::{Error, ErrorKind, Geometry, Result};
 
 /// Partitions of our own layouts start on multiples of this many bytes, and never below it.
 pub const ALIGNMENT: u64 = 1 << 20;
-/// Entries in a table we write.
+/// Entries in a table that we create.
 pub const MAX_PARTITIONS: u32 = 128;
+/// Bytes of an entry in a table that we create.
+const ENTRY_SIZE: u32 = 128;
+/// No tool makes larger arrays; more would only be memory for a hostile disk.
+const MAX_ENTRY_COUNT: u32 = 1024;
+const MAX_ENTRY_SIZE: u32 = 4096;
 /// Longest partition name, in UTF-16 code units.
 pub const MAX_NAME_UNITS: usize = 36;
 
@@ -59,49 +74,68 @@ pub struct PartitionTable {
     pub first_usable_lba: u64,
     /// Last block a partition may take.
     pub last_usable_lba: u64,
+    /// Slots in the array of entries: [`MAX_PARTITIONS`], unless another tool chose otherwise.
+    pub entry_count: u32,
+    /// Bytes of an entry: 128, unless another tool chose otherwise.
+    pub entry_size: u32,
     /// In order of `number`; gaps are kept.
     pub partitions: Vec<Partition>,
-}
-
-/// Blocks of one copy of the entry array as we write it.
-fn entry_blocks(geometry: &Geometry) -> u64 {
-    u64::from(MAX_PARTITIONS * header::ENTRY_SIZE).div_ceil(u64::from(geometry.logical_block_size))
 }
 
 impl PartitionTable {
     /// An empty table for a whole device.
     pub fn new(geometry: &Geometry, disk_guid: Guid) -> Result<Self> {
+        let mut table = Self {
+            disk_guid,
+            first_usable_lba: 0,
+            last_usable_lba: 0,
+            entry_count: MAX_PARTITIONS,
+            entry_size: ENTRY_SIZE,
+            partitions: Vec::new(),
+        };
+        (table.first_usable_lba, table.last_usable_lba) = table.widest(geometry)?;
+        Ok(table)
+    }
+
+    /// Blocks of one copy of the array of entries.
+    fn entry_blocks(&self, geometry: &Geometry) -> u64 {
+        let bytes = u64::from(self.entry_count) * u64::from(self.entry_size);
+        bytes.div_ceil(u64::from(geometry.logical_block_size))
+    }
+
+    /// The blocks that both copies leave for partitions, first and last.
+    fn widest(&self, geometry: &Geometry) -> Result<(u64, u64)> {
         if !matches!(geometry.logical_block_size, 512 | 4096) {
             let context = format!("GPT on logical blocks of {} bytes", geometry.logical_block_size);
             return Err(Error::new(ErrorKind::Unsupported, context));
         }
-        let metadata = 2 + entry_blocks(geometry);
+        let metadata = 2 + self.entry_blocks(geometry);
         if geometry.blocks() < 2 * metadata {
             return Err(Error::new(ErrorKind::NoSpace, format!("GPT on {} blocks", geometry.blocks())));
         }
-        Ok(Self {
-            disk_guid,
-            first_usable_lba: metadata,
-            last_usable_lba: geometry.blocks() - metadata,
-            partitions: Vec::new(),
-        })
+        Ok((metadata, geometry.blocks() - metadata))
     }
 
     /// Refuses what may not be written to a device of that geometry.
     pub fn validate(&self, geometry: &Geometry) -> Result<()> {
-        let widest = Self::new(geometry, self.disk_guid)?;
-        if self.first_usable_lba < widest.first_usable_lba || self.last_usable_lba > widest.last_usable_lba {
+        if self.entry_count == 0
+            || self.entry_count > MAX_ENTRY_COUNT
+            || !(ENTRY_SIZE..=MAX_ENTRY_SIZE).contains(&self.entry_size)
+            || !self.entry_size.is_power_of_two()
+        {
+            let context = format!("{} entries of {} bytes", self.entry_count, self.entry_size);
+            return Err(Error::new(ErrorKind::Invalid, context));
+        }
+        let (first, last) = self.widest(geometry)?;
+        if self.first_usable_lba < first || self.last_usable_lba > last {
             let context = format!(
-                "usable blocks {}..={} exceed the device's {}..={}",
-                self.first_usable_lba, self.last_usable_lba, widest.first_usable_lba, widest.last_usable_lba
+                "usable blocks {}..={} exceed the device's {first}..={last}",
+                self.first_usable_lba, self.last_usable_lba
             );
             return Err(Error::new(ErrorKind::NoSpace, context));
         }
-        if let Some(problem) = self.problems().into_iter().next() {
-            return Err(Error::new(ErrorKind::Invalid, problem));
-        }
-        match self.partitions.iter().find(|p| p.number > MAX_PARTITIONS) {
-            Some(p) => Err(Error::new(ErrorKind::Invalid, format!("partition number {}", p.number))),
+        match self.problems().into_iter().next() {
+            Some(problem) => Err(Error::new(ErrorKind::Invalid, problem)),
             None => Ok(()),
         }
     }
@@ -113,14 +147,21 @@ impl PartitionTable {
         by_start.sort_by_key(|p| p.starting_lba);
         for pair in by_start.windows(2) {
             if pair[1].starting_lba <= pair[0].ending_lba {
-                problems.push(format!("partitions {} and {} overlap", pair[0].number, pair[1].number));
+                let [a, b] = [pair[0], pair[1]];
+                problems.push(format!(
+                    "partitions {} and {} overlap: {}..={} and {}..={}",
+                    a.number, b.number, a.starting_lba, a.ending_lba, b.starting_lba, b.ending_lba
+                ));
             }
         }
         let mut numbers = std::collections::BTreeSet::new();
         let mut identities = std::collections::BTreeSet::new();
         for p in &self.partitions {
-            if p.number == 0 || !numbers.insert(p.number) {
-                problems.push(format!("partition number {} is not valid or not unique", p.number));
+            if !(1..=self.entry_count).contains(&p.number) || !numbers.insert(p.number) {
+                problems.push(format!(
+                    "partition number {} is not valid (1 to {}) or not unique",
+                    p.number, self.entry_count
+                ));
             }
             if p.unique_guid == Guid::UNUSED || !identities.insert(p.unique_guid) {
                 problems.push(format!("the GUID of partition {} is zero or not unique", p.number));

@@ -1,9 +1,9 @@
-//! Both copies of a table on a device.
+//! Both copies of a table, as they are found on a device.
 
-use super::header::{self, Header, SIGNATURE};
-use super::{ALIGNMENT, PartitionTable, entry_blocks};
+use super::header::{Header, SIGNATURE};
+use super::{ALIGNMENT, PartitionTable};
 use crate::field::{expect, flush, read as read_bytes, write as write_bytes};
-use crate::{BlockDevice, Error, ErrorKind, Result, mbr};
+use crate::{BlockDevice, Error, ErrorKind, Geometry, Result, mbr};
 
 /// A table as found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,16 +18,115 @@ pub struct ReadTable {
     pub problems: Vec<String>,
 }
 
-struct TableCopy {
-    header: Header,
-    table: PartitionTable,
+/// A copy whose checksums are right.
+pub(super) struct TableCopy {
+    /// The header's block.
+    pub(super) block: Vec<u8>,
+    pub(super) header: Header,
+    /// The array in whole blocks.
+    pub(super) entries: Vec<u8>,
+    pub(super) table: PartitionTable,
+    pub(super) lba: u64,
 }
 
-enum Found {
-    Copy(TableCopy),
-    /// There is a signature, and this is wrong.
-    Broken(String),
+impl TableCopy {
+    /// The blocks of its array, first and last.
+    pub(super) fn entries_extent(&self) -> (u64, u64) {
+        let blocks = (self.entries.len() / self.block.len()) as u64;
+        (self.header.entries_lba, self.header.entries_lba + blocks.saturating_sub(1))
+    }
+}
+
+pub(super) enum Found {
+    Copy(Box<TableCopy>),
+    /// There is a signature, and this is wrong; the header where only the entries are.
+    Broken(String, Option<Header>),
     Nothing,
+}
+
+impl Found {
+    pub(super) fn copy(&self) -> Option<&TableCopy> {
+        match self {
+            Self::Copy(copy) => Some(copy),
+            Self::Broken(..) | Self::Nothing => None,
+        }
+    }
+
+    pub(super) fn header(&self) -> Option<&Header> {
+        match self {
+            Self::Copy(copy) => Some(&copy.header),
+            Self::Broken(_, header) => header.as_ref(),
+            Self::Nothing => None,
+        }
+    }
+
+    pub(super) fn problem(&self) -> Option<&str> {
+        match self {
+            Self::Copy(_) => None,
+            Self::Broken(problem, _) => Some(problem),
+            Self::Nothing => Some("missing"),
+        }
+    }
+}
+
+/// What is on the device before anything is decided.
+pub(super) struct Copies {
+    pub(super) geometry: Geometry,
+    pub(super) lba0: Vec<u8>,
+    pub(super) primary: Found,
+    pub(super) backup: Found,
+    /// Where the backup was looked for, or found.
+    pub(super) backup_lba: u64,
+}
+
+impl Copies {
+    pub(super) fn last_lba(&self) -> u64 {
+        self.geometry.blocks().saturating_sub(1)
+    }
+
+    /// The copy that counts: the primary where that is sound.
+    pub(super) fn valid(&self) -> Result<&TableCopy> {
+        if let Some(copy) = self.primary.copy().or_else(|| self.backup.copy()) {
+            return Ok(copy);
+        }
+        if let (Found::Nothing, Found::Nothing) = (&self.primary, &self.backup) {
+            return Err(Error::new(ErrorKind::NotFound, "reading a GPT: there is none"));
+        }
+        let problem = |found: &Found| found.problem().unwrap_or_default().to_owned();
+        let (primary, backup) = (problem(&self.primary), problem(&self.backup));
+        let context = format!("reading a GPT: primary header: {primary}; backup header: {backup}");
+        Err(Error::new(ErrorKind::Corrupt, context))
+    }
+}
+
+/// Reads both copies. The backup is where the primary says, else in the last block, else in the last one that the
+/// protective MBR covers: a device may have grown.
+pub(super) fn locate(device: &dyn BlockDevice) -> Result<Copies> {
+    let geometry = device.geometry();
+    let block_size = geometry.logical_block_size as usize;
+    let last_lba = geometry.blocks().saturating_sub(1);
+    if geometry.blocks() == 0 {
+        let (primary, backup) = (Found::Nothing, Found::Nothing);
+        return Ok(Copies { geometry, lba0: Vec::new(), primary, backup, backup_lba: 0 });
+    }
+    let lba0 = read_bytes(device, 0, block_size, "reading LBA 0")?;
+    let primary = read_copy(device, 1)?;
+    let alternate = primary.header().map(|header| header.alternate_lba);
+    let mut candidates = vec![alternate.unwrap_or(last_lba), last_lba];
+    candidates.extend(mbr::protected_until(&lba0));
+    let mut backup = Found::Nothing;
+    let mut backup_lba = last_lba;
+    for lba in candidates.into_iter().filter(|lba| *lba > 1 && *lba <= last_lba) {
+        let found = read_copy(device, lba)?;
+        let better = matches!(found, Found::Copy(_)) || matches!(backup, Found::Nothing);
+        if better && !matches!(found, Found::Nothing) {
+            (backup, backup_lba) = (found, lba);
+        }
+        if backup.copy().is_some() {
+            break;
+        }
+    }
+    Ok(Copies { geometry, lba0, primary, backup, backup_lba })
 }
 
 fn read_copy(device: &dyn BlockDevice, lba: u64) -> Result<Found> {
@@ -42,115 +141,51 @@ fn read_copy(device: &dyn BlockDevice, lba: u64) -> Result<Found> {
     }
     let header = match Header::decode(&block, lba) {
         Ok(header) => header,
-        Err(problem) => return Ok(Found::Broken(problem)),
+        Err(problem) => return Ok(Found::Broken(problem, None)),
     };
-    let len = header.entries_len();
+    let len = (header.entries_len() as u64).next_multiple_of(block_size);
     let offset = header.entries_lba.checked_mul(block_size).filter(|offset| {
-        header.entries_lba >= 1 && offset.checked_add(len as u64).is_some_and(|end| end <= geometry.size)
+        header.entries_lba > 1 && offset.checked_add(len).is_some_and(|end| end <= geometry.size)
     });
     let Some(offset) = offset else {
-        return Ok(Found::Broken(format!("entries at LBA {}, not on the device", header.entries_lba)));
+        let problem = format!("entries at LBA {}, not on the device", header.entries_lba);
+        return Ok(Found::Broken(problem, Some(header)));
     };
-    let entries = read_bytes(device, offset, len, "reading GPT entries")?;
-    if crc32fast::hash(&entries) != header.entries_crc {
-        return Ok(Found::Broken("wrong CRC of the entries".into()));
+    let entries = read_bytes(device, offset, len as usize, "reading GPT entries")?;
+    if crc32fast::hash(&entries[..header.entries_len()]) != header.entries_crc {
+        return Ok(Found::Broken("wrong CRC of the entries".into(), Some(header)));
     }
-    let table = PartitionTable {
-        disk_guid: header.disk_guid,
-        first_usable_lba: header.first_usable_lba,
-        last_usable_lba: header.last_usable_lba,
-        partitions: header::decode_entries(&entries, header.entry_size),
-    };
-    Ok(Found::Copy(TableCopy { header, table }))
+    let table = header.table(&entries);
+    Ok(Found::Copy(Box::new(TableCopy { block, header, entries, table, lba })))
 }
 
 /// Reads the table, from whichever copy is sound. [`ErrorKind::NotFound`] where there is no trace of
 /// one, [`ErrorKind::Corrupt`] where neither copy can be used.
 pub fn read(device: &dyn BlockDevice) -> Result<ReadTable> {
-    let last_lba = device.geometry().blocks().saturating_sub(1);
-    let primary = read_copy(device, 1)?;
+    let copies = locate(device)?;
+    let last_lba = copies.last_lba();
+    let table = copies.valid()?.table.clone();
     let mut problems = Vec::new();
-    let mut backup_lba = last_lba;
-    if let Found::Copy(copy) = &primary
-        && copy.header.alternate_lba != last_lba
-    {
-        backup_lba = copy.header.alternate_lba;
-        problems.push(format!("the backup header is at LBA {backup_lba}, not at the last LBA {last_lba}"));
+    let displaced = copies.primary.copy().is_some_and(|copy| copy.header.alternate_lba != last_lba)
+        || copies.backup.copy().is_some_and(|copy| copy.lba != last_lba);
+    if displaced {
+        let lba = copies.primary.copy().map_or(copies.backup_lba, |copy| copy.header.alternate_lba);
+        problems.push(format!("the backup header is at LBA {lba}, not at the last LBA {last_lba}"));
     }
-    let backup = if backup_lba == 1 { Found::Nothing } else { read_copy(device, backup_lba)? };
-    let displaced = !problems.is_empty();
-    for (name, copy) in [("primary", &primary), ("backup", &backup)] {
-        match copy {
-            Found::Copy(_) => {}
-            Found::Broken(problem) => problems.push(format!("{name} header: {problem}")),
-            Found::Nothing => problems.push(format!("{name} header: missing")),
-        }
+    for (name, copy) in [("primary", &copies.primary), ("backup", &copies.backup)] {
+        problems.extend(copy.problem().map(|problem| format!("{name} header: {problem}")));
     }
-    let found = match (primary, backup) {
-        (Found::Copy(primary), Found::Copy(backup)) => {
-            let same = primary.table == backup.table;
-            if !same {
-                problems.push("primary and backup differ".into());
-            }
-            ReadTable { table: primary.table, primary_ok: true, backup_ok: same && !displaced, problems }
-        }
-        (Found::Copy(copy), _) => {
-            ReadTable { table: copy.table, primary_ok: true, backup_ok: false, problems }
-        }
-        (_, Found::Copy(copy)) => {
-            ReadTable { table: copy.table, primary_ok: false, backup_ok: true, problems }
-        }
-        (Found::Nothing, Found::Nothing) => {
-            return Err(Error::new(ErrorKind::NotFound, "reading a GPT: there is none"));
-        }
-        _ => {
-            let context = format!("reading a GPT: {}", problems.join("; "));
-            return Err(Error::new(ErrorKind::Corrupt, context));
-        }
-    };
-    Ok(check_extents(found, last_lba))
-}
-
-fn check_extents(mut found: ReadTable, last_lba: u64) -> ReadTable {
-    let inside = found.table.problems();
-    found.problems.extend(inside);
-    for p in found.table.partitions.iter().filter(|p| p.ending_lba > last_lba) {
-        found.problems.push(format!("partition {} ends beyond the device", p.number));
+    let (primary, backup) = (copies.primary.copy(), copies.backup.copy());
+    let differ = primary.zip(backup).is_some_and(|(primary, backup)| primary.table != backup.table);
+    if differ {
+        problems.push("primary and backup differ".into());
     }
-    found
-}
-
-/// Writes both copies and the protective MBR, then reads all of it back.
-///
-/// The backup is durable before the primary is touched, and the primary's entries before its header:
-/// whenever power fails, one copy is valid. The MBR comes last.
-pub fn write(device: &dyn BlockDevice, table: &PartitionTable) -> Result<()> {
-    let geometry = device.geometry();
-    table.validate(&geometry)?;
-    let block_size = geometry.logical_block_size as usize;
-    let byte = |lba: u64| lba * u64::from(geometry.logical_block_size);
-    let last_lba = geometry.blocks() - 1;
-    let backup_entries_lba = last_lba - entry_blocks(&geometry);
-    let entries = header::encode_entries(table);
-    let crc = crc32fast::hash(&entries);
-    let backup = header::encode(table, last_lba, 1, backup_entries_lba, crc, block_size);
-    let primary = header::encode(table, 1, last_lba, 2, crc, block_size);
-    let protective = mbr::protective(&read_bytes(device, 0, block_size, "reading LBA 0")?, geometry.blocks());
-
-    write_bytes(device, byte(backup_entries_lba), &entries, "writing the backup GPT entries")?;
-    write_bytes(device, byte(last_lba), &backup, "writing the backup GPT header")?;
-    flush(device, "flushing the backup GPT")?;
-    write_bytes(device, byte(2), &entries, "writing the primary GPT entries")?;
-    flush(device, "flushing the primary GPT entries")?;
-    write_bytes(device, byte(1), &primary, "writing the primary GPT header")?;
-    write_bytes(device, 0, &protective, "writing the protective MBR")?;
-    flush(device, "flushing the primary GPT")?;
-
-    expect(device, byte(backup_entries_lba), &entries, "reading back the backup GPT entries")?;
-    expect(device, byte(last_lba), &backup, "reading back the backup GPT header")?;
-    expect(device, byte(2), &entries, "reading back the primary GPT entries")?;
-    expect(device, byte(1), &primary, "reading back the primary GPT header")?;
-    expect(device, 0, &protective, "reading back the protective MBR")
+    problems.extend(table.problems());
+    for p in table.partitions.iter().filter(|p| p.ending_lba > last_lba) {
+        problems.push(format!("partition {} ends beyond the device", p.number));
+    }
+    let (primary_ok, backup_ok) = (primary.is_some(), backup.is_some() && !displaced && !differ);
+    Ok(ReadTable { table, primary_ok, backup_ok, problems })
 }
 
 /// Writes zeroes over the first and the last MiB, so that neither copy of a table survives, and reads
