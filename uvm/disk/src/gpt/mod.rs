@@ -1,8 +1,32 @@
 //! GUID partition tables (UEFI 2.10, chapter 5.3).
 //!
-//! [`PartitionTable`] is the value; [`read`], [`write`] and [`wipe_tables`] move it between device and
-//! memory. A table is written backup first and protective MBR last, so that one valid copy exists at
-//! every instant of an edit.
+//! [`PartitionTable`] is the value, and is edited as one: [`PartitionTable::add`], `delete`, `resize`, `set_name` and so
+//! on. [`read`], [`write`], [`update`], [`grow`], [`shrink`], [`repair`] and [`wipe_tables`] move it between device and
+//! memory; [`verify`] says what is wrong.
+//!
+//! # The states of an update
+//!
+//! An array of entries is many blocks and can tear; a header is one, and cannot. So the new entries are written where
+//! nothing refers to them, and the header switches to them. Each arrow is flushed and read back before the next; above
+//! it is what is written, below it how the two copies stand then:
+//!
+//! ```text
+//!           backup           entries beside        header            entries              header
+//! (old,old) ──────▶ (old,new) ──────▶ (old,new) ──────▶ (new beside,new) ──────▶ (new beside,new) ──────▶ (new,new)
+//! ```
+//!
+//! While the backup is written, the primary is old and whole, and it is valid at every instant from there: Linux uses
+//! no backup unless it is told to. "Beside" is directly behind the array's place. Where that is not free (a partition
+//! at the first usable block, a board's boot loader), the backup carries the table alone for a while:
+//!
+//! ```text
+//!           backup           no header             entries            header
+//! (old,old) ──────▶ (old,new) ──────▶ (none,new) ──────▶ (none,new) ──────▶ (new,new)
+//! ```
+//!
+//! Where only the backup is sound, the primary is written first, in that second way. [`grow`] and [`shrink`] change the
+//! headers alone: the backup where the device will end, then the primary header; then the old backup is zeroed. LBA 0 is
+//! written after both copies. [`repair`] leads from every state to (x, x), where x is what [`read`] said before.
 
 mod areas;
 pub mod attribute;

@@ -78,6 +78,22 @@ pub fn agree(tool: &str, args: &[&str]) -> String {
     text
 }
 
+/// The same with something to read.
+pub fn agree_with(tool: &str, args: &[&str], input: &str) -> String {
+    use std::io::Write;
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
+    let mut command = Command::new(tool);
+    command.args(args).env("PATH", path).env("LC_ALL", "C.UTF-8").stdin(std::process::Stdio::piped());
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|e| panic!("the judge {tool} is missing: {e}"));
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{tool} {args:?}: {text}");
+    text
+}
+
 /// A loop device over an image, gone when dropped.
 pub struct Loop(pub String);
 
