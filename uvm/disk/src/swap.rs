@@ -7,6 +7,8 @@ use crate::{BlockDevice, Error, ErrorKind, Result};
 
 /// Bytes of a label.
 const MAX_LABEL: usize = 16;
+/// Signatures of what was on the device before are at its two ends.
+const WIPED: u64 = 1 << 20;
 /// The kernel refuses less.
 const MIN_PAGES: u64 = 10;
 
@@ -28,7 +30,8 @@ pub fn holds_sleeping_machine(device: &dyn BlockDevice) -> Result<bool> {
     Ok(false)
 }
 
-/// Writes the first page, all of it, and reads it back. Nothing else of the device is touched.
+/// Makes a swap area of the whole device, and reads its header back; what was on the device is gone with this call,
+/// unless it is refused. The list of bad pages is empty. The signature goes last, in one logical block.
 pub fn write_swap_header(device: &dyn BlockDevice, uuid: Uuid, label: &str, page_size: u32) -> Result<()> {
     if !page_size.is_power_of_two() || !(4096..=65_536).contains(&page_size) {
         return Err(Error::new(ErrorKind::Invalid, format!("swap pages of {page_size} bytes")));
@@ -36,7 +39,8 @@ pub fn write_swap_header(device: &dyn BlockDevice, uuid: Uuid, label: &str, page
     if label.len() > MAX_LABEL || label.contains('\0') {
         return Err(Error::new(ErrorKind::Invalid, format!("swap label {label:?}: at most 16 bytes")));
     }
-    let pages = device.geometry().size / u64::from(page_size);
+    let geometry = device.geometry();
+    let pages = geometry.size / u64::from(page_size);
     if pages < MIN_PAGES {
         return Err(Error::new(ErrorKind::NoSpace, format!("swap on {pages} pages: at least {MIN_PAGES}")));
     }
@@ -48,7 +52,19 @@ pub fn write_swap_header(device: &dyn BlockDevice, uuid: Uuid, label: &str, page
     put(&mut page, 1036, uuid.as_bytes());
     put(&mut page, 1052, label.as_bytes());
     put(&mut page, page_size as usize - 10, b"SWAPSPACE2");
-    write(device, 0, &page, "writing the swap header")?;
-    flush(device, "flushing the swap header")?;
+
+    let wiped = WIPED.min(geometry.size);
+    for offset in [0, geometry.size - wiped] {
+        let zeroed = device.write_zeroes(offset, wiped);
+        zeroed.map_err(|e| Error::io("wiping the ends of the device before making swap", offset, e))?;
+    }
+    flush(device, "flushing the wiped ends of the device")?;
+    let signature = page.len() - (geometry.logical_block_size as usize).min(page.len());
+    if signature > 0 {
+        write(device, 0, &page[..signature], "writing the swap header")?;
+        flush(device, "flushing the swap header")?;
+    }
+    write(device, signature as u64, &page[signature..], "writing the swap signature")?;
+    flush(device, "flushing the swap signature")?;
     expect(device, 0, &page, "reading back the swap header")
 }

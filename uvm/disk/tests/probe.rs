@@ -1,12 +1,10 @@
-//! Probing, judged by blkid on what foreign tools made; our swap header, judged by them.
+//! Probing, judged by blkid on what foreign tools made.
 #![allow(clippy::unwrap_used)]
 
 mod judge;
 
 use judge::{Image, agree};
-use uuid::uuid;
 use uvm_disk::probe::{OsRelease, TableKind, probe, read_os_release};
-use uvm_disk::swap::write_swap_header;
 use uvm_disk::{BlockDevice, Memory};
 
 /// What blkid says under `key`.
@@ -38,20 +36,6 @@ fn file_systems_are_named_as_blkid_does() {
         let image = Image::new(512 << 20, 512);
         agree(tool, &[args, &[image.path()]].concat());
         same_as_blkid(&image);
-    }
-}
-
-#[test]
-fn our_swap_header_is_accepted() {
-    for block in [512, 4096] {
-        let image = Image::new(64 << 20, block);
-        let id = uuid!("2b9a7f3e-1f07-4c83-9be1-0a5f4b1c2d3e");
-        write_swap_header(&*image, id, "swap-0", 4096).unwrap();
-        same_as_blkid(&image);
-        assert_eq!(blkid(image.path(), "TYPE").as_deref(), Some("swap"));
-        let text = agree("swaplabel", &[image.path()]);
-        assert!(text.contains("LABEL: swap-0") && text.contains(&id.to_string()), "{text}");
-        assert!(agree("file", &[image.path()]).contains("swap file"));
     }
 }
 
