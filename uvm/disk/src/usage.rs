@@ -42,7 +42,7 @@ pub struct DeviceUsage {
     pub problems: Vec<String>,
     /// In order of their place on the device. An extended partition is not among them; its logical ones are.
     pub partitions: Vec<PartitionUsage>,
-    /// What is on the device itself, where there is no table.
+    /// What is on the device itself, where there is no table, or a broken one.
     pub content: Option<ContentUsage>,
 }
 
@@ -143,20 +143,19 @@ pub fn scan(device: &dyn BlockDevice, visit: &mut Visit<'_>) -> Result<DeviceUsa
         partitions: Vec::new(),
         content: None,
     };
-    let mut areas: Vec<Area> = match found.table {
-        TableKind::None => {
-            let broken =
-                usage.problems.first().map(|problem| format!("the partition table is broken: {problem}"));
-            usage.content =
-                Some(content(device, &(0..size), found.file_system.as_ref(), broken, &mut merge)?);
-            usage.used = merge.finish()?;
-            return Ok(usage);
-        }
-        TableKind::Gpt => {
-            gpt::areas(device)?.into_iter().map(|bytes| Area { bytes, partition: None }).collect()
-        }
-        TableKind::Mbr => Vec::new(),
-    };
+    // What an MBR says beside a broken GPT may be less than what there was.
+    let broken = usage.problems.first().filter(|_| found.table != TableKind::Gpt);
+    let broken = broken.map(|problem| format!("the partition table is broken: {problem}"));
+    if found.table == TableKind::None || broken.is_some() {
+        let file_system = found.file_system.as_ref();
+        usage.content = Some(content(device, &(0..size), file_system, broken, &mut merge)?);
+        usage.used = merge.finish()?;
+        return Ok(usage);
+    }
+    let mut areas = Vec::new();
+    if found.table == TableKind::Gpt {
+        areas.extend(gpt::areas(device)?.into_iter().map(|bytes| Area { bytes, partition: None }));
+    }
     let partitions = found.partitions.into_iter().map(|p| {
         let end = p.offset.saturating_add(p.size);
         (p.number, p.offset.min(size)..end.min(size), p.kind, p.file_system)
