@@ -7,7 +7,7 @@
 //! bytes are in use.
 //!
 //! Memory of a builder: about 150 bytes and twice the name for each file or directory, nothing for their contents, and
-//! 8 bytes for each stretch that removed files left free.
+//! some 20 bytes for each stretch that removed files left free.
 //!
 //! Names are compared without case (one character by one, as Windows does), so two names that differ in case alone
 //! cannot be in one directory. Short names are given out when the volume is finished: a name that is a short one
