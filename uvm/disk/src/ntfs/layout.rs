@@ -213,3 +213,59 @@ impl Space {
         (lcn + clusters <= self.clusters).then_some(lcn)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIB: u64 = 1 << 40;
+    const SIZES: FixedSizes = FixedSizes { sds: 262_396, upcase: 131_072, attribute_definitions: 2560 };
+
+    fn layout(size: u64, block: u32, cluster_size: Option<u32>) -> Result<Layout> {
+        let geometry = Geometry { size, logical_block_size: block, physical_block_size: block };
+        Layout::new(geometry, &NtfsOptions { cluster_size, ..Default::default() }, &SIZES)
+    }
+
+    #[test]
+    fn files_lie_apart_from_each_other_inside_the_volume() {
+        let mut laid_out = 0;
+        for block in [512, 4096] {
+            for power in u32::trailing_zeros(block)..=16 {
+                let sizes = (20..=48).flat_map(|power| [1 << power, (1 << power) * 3 / 2 + 4096]);
+                for size in sizes {
+                    let layout = match layout(size, block, Some(1 << power)) {
+                        Ok(layout) => layout,
+                        Err(error) => {
+                            let tight = size < 4 << 20 || size >> power > MAX_CLUSTERS;
+                            assert!(tight && error.kind() == ErrorKind::NoSpace, "{size} {power}: {error}");
+                            continue;
+                        }
+                    };
+                    laid_out += 1;
+                    let mut used: Vec<_> =
+                        layout.used().iter().map(|e| (e.lcn.unwrap(), e.clusters)).collect();
+                    used.sort_unstable();
+                    assert!(used.iter().all(|(_, clusters)| *clusters > 0));
+                    assert!(used.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0), "{used:?}");
+                    let end = used.last().map(|(lcn, clusters)| lcn + clusters).unwrap();
+                    assert!(end <= layout.clusters, "{used:?} of {}", layout.clusters);
+                    assert!(layout.clusters << power <= size - u64::from(block));
+                    assert!((MIN_LOG_SIZE..=MAX_LOG_SIZE).contains(&layout.len(layout.log)));
+                    assert!(layout.mirror.clusters <= layout.mft.clusters);
+                }
+            }
+        }
+        assert!(laid_out > 400, "{laid_out}");
+    }
+
+    #[test]
+    fn clusters_grow_with_the_volume_when_nobody_asks() {
+        let chosen = |size, block| layout(size, block, None).map(|layout| layout.boot.cluster_size);
+        assert_eq!(chosen(MIN_SIZE, 512).unwrap(), 4096);
+        assert_eq!(chosen(16 * TIB - 4096, 512).unwrap(), 4096);
+        assert_eq!(chosen(16 * TIB + 4096, 512).unwrap(), 8192);
+        assert_eq!(chosen(100 * TIB, 4096).unwrap(), 32_768);
+        assert_eq!(chosen(256 * TIB - 65_536, 512).unwrap(), 65_536);
+        assert_eq!(chosen(256 * TIB + 65_536, 512).unwrap_err().kind(), ErrorKind::NoSpace);
+    }
+}

@@ -90,6 +90,32 @@ fn judges_accept_every_cluster_size_on_every_sector_size() {
     }
 }
 
+#[test]
+fn judges_accept_small_and_large_volumes() {
+    for (block, cluster_size, size) in [
+        (512, 512, MIB),
+        (512, 4096, MIB),
+        (4096, 4096, MIB + 12_288),
+        (512, 2048, 3_999_744),
+        (512, 4096, 20 << 30),
+        (4096, 65_536, 3 << 40),
+    ] {
+        let (image, summary) = formatted(size, block, cluster_size);
+        judge_new(&image, block, &summary);
+    }
+}
+
+#[test]
+#[ignore = "writes 0.6 GB: the bitmap of as many clusters as there can be"]
+fn judges_accept_as_many_clusters_as_there_can_be() {
+    let image = Image::new((16 << 40) - 4096, 512);
+    let summary = format(&*image, &options(None)).unwrap();
+    assert_eq!((summary.cluster_size, summary.clusters), (4096, u64::from(u32::MAX) - 1));
+    judge_new(&image, 512, &summary);
+    let usage = uvm_disk::ntfs::used_extents(&*image, &mut |_| Ok(())).unwrap();
+    assert_eq!(usage.used / 4096, summary.used_clusters);
+}
+
 /// Makes what mkntfs does in the same way comparable, and forgets where things lie.
 fn comparable(volume: &Volume, index: usize) -> Record {
     const HIDDEN_SYSTEM: u8 = 6;

@@ -96,6 +96,7 @@ fn a_volume_that_was_not_unmounted_is_refused() {
         assert_eq!(record[at..at + 2], [0, 0]);
         record[at] = 1;
     });
+    assert!(agree("ntfsinfo", &["-m", "-f", image.path()]).contains("Volume Flags: 0x0001 DIRTY"));
     let refused = |image: &Image| scan(image).map(|(usage, _)| usage).map_err(|error| error.kind());
     assert_eq!(refused(&image), Err(ErrorKind::Unsupported));
 
