@@ -15,7 +15,8 @@ impl Ext4Builder {
     pub(super) fn begin(&mut self) -> Result<()> {
         let mut root = Directory::new(ROOT);
         let mut lost_found = Directory::new(ROOT);
-        lost_found.minimum_blocks = (16_384 / self.options.block_size).max(2);
+        // As many as a block map reaches without indirect blocks.
+        lost_found.minimum_blocks = (16_384 / self.options.block_size).min(mapping::DIRECT as u32);
         root.subdirectories = 1;
         root.insert(b"lost+found", FIRST_INODE, &self.hasher);
         let directories = root.reserve(&self.shape) + lost_found.reserve(&self.shape);

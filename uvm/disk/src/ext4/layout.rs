@@ -157,6 +157,17 @@ impl Layout {
         2 + self.inode_table_blocks + self.backup_blocks(group)
     }
 
+    /// Blocks no file will ever have, the journal's among them: what `statfs` leaves out.
+    pub(super) fn overhead(&self) -> u64 {
+        let copies: u64 = if self.backups == Backups::MetaGroups {
+            (0..self.groups).map(|group| self.backup_blocks(group)).sum()
+        } else {
+            self.superblock_groups().into_iter().map(|group| self.backup_blocks(group)).sum()
+        };
+        let tables = u64::from(self.groups) * (2 + self.inode_table_blocks);
+        self.first_data_block + copies + tables + self.journal_blocks().unwrap_or(0)
+    }
+
     /// All inodes, reserved ones included.
     pub(super) fn inodes(&self) -> u32 {
         self.inodes_per_group * self.groups

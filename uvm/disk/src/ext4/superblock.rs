@@ -78,6 +78,8 @@ impl Superblock<'_> {
             (0x20, layout.blocks_per_group as u32),
             (0x24, layout.blocks_per_group as u32),
             (0x28, layout.inodes_per_group),
+            // The kernel would count it at every mount; it has 32 bits.
+            (0x248, u32::try_from(layout.overhead()).unwrap_or(0)),
             (0x150, high32(layout.blocks)),
             (0x154, high32(reserved)),
             (0x158, high32(self.free_blocks)),

@@ -16,6 +16,8 @@ pub(crate) struct FileDevice {
     geometry: Geometry,
     /// Offset and length of each `write_at`.
     pub(crate) writes: Mutex<Vec<(u64, u64)>>,
+    /// The same of each `write_zeroes`.
+    pub(crate) zeroes: Mutex<Vec<(u64, u64)>>,
 }
 
 pub(crate) struct Image {
@@ -31,7 +33,8 @@ impl Image {
         let file = File::options().read(true).write(true).create_new(true).open(&path).expect("an image");
         file.set_len(size).expect("the host's file system takes files of this size");
         let geometry = Geometry { size, logical_block_size, physical_block_size: 4096 };
-        let device = Arc::new(FileDevice { file, geometry, writes: Mutex::new(Vec::new()) });
+        let device =
+            Arc::new(FileDevice { file, geometry, writes: Mutex::default(), zeroes: Mutex::default() });
         Self { _directory: directory, path, device }
     }
 
@@ -63,13 +66,17 @@ impl Image {
     }
 
     pub(crate) fn mount(&self) -> Mounted {
+        self.mount_as("ext4")
+    }
+
+    pub(crate) fn mount_as(&self, format: &str) -> Mounted {
         let size = self.device.geometry.logical_block_size.to_string();
         let image = self.path.to_string_lossy();
         let arguments = ["--find", "--show", "--sector-size", &size, &image];
         let device = run("losetup", &arguments).trim().to_string();
         let directory = tempfile::tempdir().expect("a directory");
         let mounted = Mounted { device, directory };
-        run("mount", &["-t", "ext4", &mounted.device, &mounted.path().to_string_lossy()]);
+        run("mount", &["-t", format, &mounted.device, &mounted.path().to_string_lossy()]);
         mounted
     }
 }
@@ -87,6 +94,7 @@ impl BlockDevice for FileDevice {
         self.file.write_all_at(buf, offset)
     }
     fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.zeroes.lock().expect("no panic").push((offset, len));
         // What is a hole stays one.
         let mut buffer = vec![0; 1 << 20];
         let mut at = offset;
