@@ -82,14 +82,8 @@ fn a_disk_of_many_contents() {
         let fat = fat.finish().unwrap();
         let (ext4_at, partition) = part(&device, &table, 1);
         let options = ext4::Ext4Options {
-            block_size: 4096,
-            label: String::new(),
-            uuid: [1; 16],
-            hash_seed: [2; 16],
-            timestamp: 1,
-            inode_ratio: 16_384,
-            reserved_percent: 5,
-            journal: false,
+            journal: ext4::Journal::None,
+            ..ext4::Ext4Options::new(ext4::Variant::Ext4, [1; 16], [2; 16], 1)
         };
         let ext4 = ext4::Ext4Builder::new(partition, options).unwrap().finish().unwrap();
         let (swap_at, partition) = part(&device, &table, 2);
