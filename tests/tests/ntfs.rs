@@ -135,12 +135,23 @@ fn copy_and_compare(image: &Image, path: &Path) {
 
 #[test]
 fn the_kernel_fills_and_churns_what_we_formatted() {
+    churn(&[(512, 512), (512, 4096), (512, 65_536), (4096, 4096), (4096, 65_536), (512, 4096)]);
+}
+
+#[test]
+#[ignore = "takes minutes: every other size of clusters"]
+fn the_kernel_fills_and_churns_every_cluster_size() {
+    churn(&[(512, 1024), (512, 2048), (512, 8192), (512, 16_384), (512, 32_768), (512, 4096)]);
+    churn(&[(4096, 8192), (4096, 16_384), (4096, 32_768), (4096, 4096)]);
+}
+
+/// All but the last of these pairs of sector and cluster sizes are unmounted at the end.
+fn churn(kinds: &[(u32, u32)]) {
     const SIZE: u64 = 96 << 20;
     let dir = tempfile::tempdir().unwrap();
-    let kinds = [(512, 512), (512, 4096), (512, 65_536), (4096, 4096), (4096, 65_536), (512, 4096)];
     let images: Vec<(PathBuf, u32, Image)> = (0..)
         .zip(kinds)
-        .map(|(index, (block, cluster_size))| {
+        .map(|(index, &(block, cluster_size))| {
             let path = dir.path().join(format!("disk{index}"));
             let image = Image::new(&path, SIZE, block);
             let options = NtfsOptions {

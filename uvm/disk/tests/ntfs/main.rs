@@ -6,6 +6,7 @@ mod judge;
 mod usage;
 mod volume;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -101,6 +102,10 @@ fn judges_accept_small_and_large_volumes() {
         (4096, 65_536, 3 << 40),
     ] {
         let (image, summary) = formatted(size, block, cluster_size);
+        // Nothing is written but metadata, and zeroes at both ends.
+        let written = 512 * std::fs::metadata(&image.path).unwrap().blocks();
+        let metadata = summary.used_clusters * u64::from(cluster_size);
+        assert!(written <= metadata + 2 * MIB + 8192, "{written} {metadata}");
         judge_new(&image, block, &summary);
     }
 }
@@ -113,7 +118,8 @@ fn judges_accept_as_many_clusters_as_there_can_be() {
     assert_eq!((summary.cluster_size, summary.clusters), (4096, u64::from(u32::MAX) - 1));
     judge_new(&image, 512, &summary);
     let usage = uvm_disk::ntfs::used_extents(&*image, &mut |_| Ok(())).unwrap();
-    assert_eq!(usage.used / 4096, summary.used_clusters);
+    // What follows the last cluster is just as long as one.
+    assert_eq!(usage.used / 4096, summary.used_clusters + 1);
 }
 
 /// Makes what mkntfs does in the same way comparable, and forgets where things lie.
