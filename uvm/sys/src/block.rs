@@ -147,6 +147,13 @@ impl KernelBlock {
         self.size - self.size % u64::from(self.logical_block_size)
     }
 
+    /// Bytes of the disk before a partition; 0 for everything else.
+    pub fn partition_start(&self) -> u64 {
+        let start = self.device.as_ref().and_then(|device| sysfs::text(&device.sysfs.join("start")));
+        // sysfs counts in sectors of 512 bytes whatever the block size.
+        start.and_then(|sectors| sectors.parse::<u64>().ok()?.checked_mul(512)).unwrap_or(0)
+    }
+
     /// Bytes of one LBA.
     pub fn logical_block_size(&self) -> u32 {
         self.logical_block_size

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use uvm_disk::{BlockDevice, Device, Geometry};
 use uvm_sys::{KernelBlock, OpenMode};
 
-use super::block::geometry;
+use super::block::{ReadOnlyDevice, geometry};
 
 /// Why a path cannot be worked on.
 pub(crate) type Refusal = Box<dyn std::error::Error + Send + Sync>;
@@ -18,6 +18,8 @@ pub(crate) type Refusal = Box<dyn std::error::Error + Send + Sync>;
 /// A device or file, held for writing. What was made for it is taken back where nothing was written.
 pub(crate) struct Target {
     pub(crate) device: Device,
+    /// Logical blocks of the disk before it, where it is a partition.
+    pub(crate) hidden_blocks: u32,
     written: Arc<AtomicBool>,
     grown: Grown,
 }
@@ -40,8 +42,11 @@ impl Target {
         match hold(path, block_size) {
             Ok(block) => {
                 let written = Arc::new(AtomicBool::new(false));
+                let hidden = block.partition_start() / u64::from(block.logical_block_size());
+                // Further on than 32 bits count there is no boot loader to tell.
+                let hidden_blocks = u32::try_from(hidden).unwrap_or(0);
                 let device = Arc::new(HostDevice { block, written: Arc::clone(&written) });
-                Ok(Self { device, written, grown })
+                Ok(Self { device, hidden_blocks, written, grown })
             }
             Err(error) => {
                 grown.take_back();
@@ -102,7 +107,7 @@ fn grow(path: &Path, size: u64) -> Result<Grown, Refusal> {
 
 /// Opens for writing what nobody else uses.
 fn hold(path: &Path, block_size: u32) -> Result<KernelBlock, Refusal> {
-    if let Some(user) = uvm_sys::loop_device_of(path)? {
+    if let Some(user) = uvm_sys::loop_device_of(path).map_err(uvm_sys::Error::into_io)? {
         return Err(format!("in use: it is behind {}", user.display()).into());
     }
     let block = KernelBlock::open(path, OpenMode::ReadWrite).map_err(|error| -> Refusal {
@@ -112,6 +117,13 @@ fn hold(path: &Path, block_size: u32) -> Result<KernelBlock, Refusal> {
         }
     })?;
     Ok(if block.is_block_device() { block } else { block.with_logical_block_size(block_size)? })
+}
+
+/// Opens `path` to be read; others may write it.
+pub(crate) fn open_to_read(path: &Path, block_size: u32) -> Result<Device, Refusal> {
+    let block = KernelBlock::open(path, OpenMode::ReadOnly).map_err(uvm_sys::Error::into_io)?;
+    let block = if block.is_block_device() { block } else { block.with_logical_block_size(block_size)? };
+    Ok(Arc::new(ReadOnlyDevice(block)))
 }
 
 /// A kernel device that remembers whether it was written to.

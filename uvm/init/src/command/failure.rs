@@ -40,7 +40,9 @@ impl Failure {
 
     /// Prints the line.
     pub(super) fn say(&self) -> u8 {
-        say_aside!("uvm: {}", self.text);
+        // It may quote what an archive or a disk has for a name, which is not for the terminal to obey.
+        let text = self.text.replace(char::is_control, "\u{fffd}");
+        say_aside!("uvm: {text}");
         self.status
     }
 }

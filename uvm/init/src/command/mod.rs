@@ -8,6 +8,7 @@ mod job;
 mod mkfs;
 mod output;
 mod size;
+mod usage;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,6 +18,7 @@ use clap::{Parser, Subcommand};
 
 use self::job::JobArguments;
 use self::mkfs::MkfsArguments;
+use self::usage::UsageArguments;
 use crate::image::ClientOptions;
 use crate::inventory::CommandLineInventory;
 use crate::job::{Engine, Options};
@@ -57,6 +59,8 @@ enum Command {
     },
     /// Make a file system on a device or in a file.
     Mkfs(MkfsArguments),
+    /// Tell which bytes of a device hold something. Writes nothing.
+    Usage(UsageArguments),
     /// Print the OpenAPI document of the appliance's API.
     Openapi,
 }
@@ -78,6 +82,7 @@ pub(crate) fn run() -> ExitCode {
             inspect::inspect(&path, json, logical_block_size)
         }
         Command::Mkfs(arguments) => mkfs::mkfs(&arguments),
+        Command::Usage(arguments) => usage::usage(&arguments),
         Command::Openapi => {
             say!("{}", crate::http::document());
             DONE

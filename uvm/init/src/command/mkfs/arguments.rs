@@ -17,11 +17,17 @@ pub(in crate::command) struct MkfsArguments {
 
 #[derive(Subcommand)]
 pub(super) enum Kind {
-    /// ext4, with a journal.
+    /// ext4: extents, a journal, checksums.
     Ext4(ExtArguments),
+    /// ext3: block maps and a journal.
+    Ext3(ExtArguments),
+    /// ext2: block maps, no journal.
+    Ext2(ExtArguments),
     /// FAT12, FAT16 or FAT32.
     #[command(visible_alias = "vfat")]
     Fat(FatArguments),
+    /// An empty NTFS volume.
+    Ntfs(NtfsArguments),
     /// A swap area.
     Swap(SwapArguments),
 }
@@ -29,17 +35,20 @@ pub(super) enum Kind {
 impl Kind {
     pub(super) fn target(&self) -> &TargetArguments {
         match self {
-            Self::Ext4(arguments) => &arguments.target,
+            Self::Ext4(arguments) | Self::Ext3(arguments) | Self::Ext2(arguments) => &arguments.target,
             Self::Fat(arguments) => &arguments.target,
+            Self::Ntfs(arguments) => &arguments.target,
             Self::Swap(arguments) => &arguments.target,
         }
     }
 
     pub(super) fn archives(&self) -> &[PathBuf] {
         match self {
-            Self::Ext4(arguments) => &arguments.contents.from_tar,
+            Self::Ext4(arguments) | Self::Ext3(arguments) | Self::Ext2(arguments) => {
+                &arguments.contents.from_tar
+            }
             Self::Fat(arguments) => &arguments.contents.from_tar,
-            Self::Swap(_) => &[],
+            Self::Ntfs(_) | Self::Swap(_) => &[],
         }
     }
 }
@@ -74,17 +83,23 @@ pub(super) struct ExtArguments {
     #[command(flatten)]
     pub(super) contents: ContentsArguments,
     /// 1024, 2048 or 4096 bytes.
-    #[arg(long, short, value_name = "BYTES")]
-    pub(super) block_size: Option<u32>,
+    #[arg(long, short, value_name = "BYTES", default_value_t = 4096)]
+    pub(super) block_size: u32,
     /// At most 16 bytes.
     #[arg(long, short = 'L', default_value = "")]
     pub(super) label: String,
     /// The file system's UUID; random where it is missing.
     #[arg(long, short = 'U')]
     pub(super) uuid: Option<Uuid>,
-    /// Bytes of the device for each inode.
-    #[arg(long, short = 'i', value_name = "BYTES", default_value_t = 16_384)]
-    pub(super) inode_ratio: u32,
+    /// Bytes of the device for each inode; by its size where it is missing, as mke2fs has it.
+    #[arg(long, short = 'i', value_name = "BYTES", conflicts_with = "inodes")]
+    pub(super) inode_ratio: Option<u32>,
+    /// Number of inodes, at least.
+    #[arg(long, short = 'N', value_name = "COUNT")]
+    pub(super) inodes: Option<u32>,
+    /// 128, 256, 512 or 1024 bytes.
+    #[arg(long, short = 'I', value_name = "BYTES", default_value_t = 256)]
+    pub(super) inode_size: u16,
     /// Percent of the blocks that only root may take.
     #[arg(long, short = 'm', value_name = "PERCENT", default_value_t = 5)]
     pub(super) reserved_percent: u8,
@@ -114,6 +129,21 @@ pub(super) struct FatArguments {
 }
 
 #[derive(Args)]
+pub(super) struct NtfsArguments {
+    #[command(flatten)]
+    pub(super) target: TargetArguments,
+    /// 512 bytes to 64 KiB, a power of two.
+    #[arg(long, visible_alias = "block-size", value_name = "BYTES")]
+    pub(super) cluster_size: Option<u32>,
+    /// At most 128 characters; Windows shows 32.
+    #[arg(long, short = 'L', default_value = "")]
+    pub(super) label: String,
+    /// The serial number, sixteen hexadecimal digits; random where it is missing.
+    #[arg(long, short = 'U', value_parser = serial)]
+    pub(super) uuid: Option<u64>,
+}
+
+#[derive(Args)]
 pub(super) struct SwapArguments {
     #[command(flatten)]
     pub(super) target: TargetArguments,
@@ -137,10 +167,19 @@ fn fat_type(text: &str) -> Result<FatType, String> {
     }
 }
 
+fn serial(text: &str) -> Result<u64, String> {
+    let number = hexadecimal(text, 16);
+    number.ok_or_else(|| "sixteen hexadecimal digits".to_owned())
+}
+
+/// Exactly so many digits.
+fn hexadecimal(text: &str, digits: usize) -> Option<u64> {
+    let all = text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if all { u64::from_str_radix(text, 16).ok() } else { None }
+}
+
 /// As blkid shows it; the hyphen may be left out, as mkfs.fat wants it.
 fn volume_id(text: &str) -> Result<u32, String> {
-    let digits = text.replacen('-', "", 1);
-    let hexadecimal = digits.len() == 8 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let number = if hexadecimal { u32::from_str_radix(&digits, 16).ok() } else { None };
+    let number = hexadecimal(&text.replacen('-', "", 1), 8).and_then(|number| u32::try_from(number).ok());
     number.ok_or_else(|| "eight hexadecimal digits, XXXX-XXXX".to_owned())
 }

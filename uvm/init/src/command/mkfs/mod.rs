@@ -38,7 +38,7 @@ fn try_mkfs(kind: &Kind) -> Result<String, Failure> {
     if !common.force {
         refuse_contents(path, &target)?;
     }
-    let made = make::make(kind, &target.device, clock, archives);
+    let made = make::make(kind, &target, clock, archives);
     made.map_err(|error| {
         Failure::ended(path, target.is_written(), &*error).when_written("it holds no file system now")
     })
