@@ -29,7 +29,7 @@ const REQUESTS: [&str; 13] = [
     "StreamSource",
     "StreamTarget",
 ];
-const LICENSES: [&str; 12] = [
+const LICENSES: [&str; 13] = [
     "0BSD",
     "Apache-2.0",
     "Apache-2.0 WITH LLVM-exception",
@@ -40,6 +40,7 @@ const LICENSES: [&str; 12] = [
     "CDLA-Permissive-2.0",
     "ISC",
     "MIT",
+    "NCSA",
     "Unicode-3.0",
     "Zlib",
 ];

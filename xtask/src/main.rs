@@ -9,6 +9,7 @@ mod cache;
 mod cpio;
 mod demo;
 mod deps;
+mod fuzz;
 mod image;
 mod kernel;
 mod oci;
@@ -48,6 +49,14 @@ enum Command {
         /// What is measured
         subject: bench::Subject,
     },
+    /// Lets everything that reads what others wrote meet inputs made to break it
+    Fuzz {
+        /// One target; each where it is missing
+        target: Option<String>,
+        /// How long each is fuzzed
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
     /// Makes a guest image from image-recipes as an OCI image layout
     Image {
         /// The recipe's name: a file of image-recipes without its .toml
@@ -59,6 +68,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo => demo::run(false),
         Command::Bench { subject } => bench::run(subject),
+        Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
         Command::Test { all } => test::run(all),
         Command::Appliance { with } if with.is_empty() => appliance::build().map(drop),
         Command::Appliance { with } => appliance::build_with(&with).map(drop),

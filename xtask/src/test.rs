@@ -7,7 +7,11 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use crate::deps::{self, Need};
-use crate::{appliance, demo, image};
+use crate::{appliance, demo, fuzz, image};
+
+/// How long each reader is fuzzed, and in a run of everything.
+const FUZZ_SECONDS: u32 = 3;
+const FUZZ_ALL_SECONDS: u32 = 60;
 
 /// The judges: foreign tools that say whether what we write is right.
 const NEEDS: [Need; 29] = [
@@ -85,6 +89,8 @@ pub(crate) fn run(all: bool) -> Result<()> {
         }
     };
     tests(all, &variables, &mut tally)?;
+    println!("\ncargo xtask fuzz");
+    tally.add("fuzzing", fuzz::run(None, if all { FUZZ_ALL_SECONDS } else { FUZZ_SECONDS }));
     println!("\ncargo xtask demo");
     tally.add("the demo", demo::run(true));
     println!("\n{} passed, {} failed", tally.passed, tally.failed);
