@@ -1,8 +1,11 @@
 //! The ext4 builder before its judges: e2fsck, dumpe2fs, debugfs and, as root, the kernel.
 
 mod device;
+mod faults;
 mod formats;
 mod htree;
+#[path = "../judge/mod.rs"]
+mod judge;
 mod kernel;
 mod model;
 
