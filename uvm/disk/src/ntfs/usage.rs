@@ -36,9 +36,8 @@ pub fn used_extents(device: &dyn BlockDevice, visit: &mut Visit<'_>) -> Result<U
     let mut buf = Vec::new();
     for start in (0..clusters).step_by((CHUNK * 8) as usize) {
         let bits = (clusters - start).min(CHUNK * 8);
-        // Whole words; the bitmap has a multiple of eight bytes, or it ends in zeroes.
+        // Whole words; what follows the last bit does not count.
         let len = bits.div_ceil(8);
-        buf.clear();
         buf.resize(len.next_multiple_of(8) as usize, 0);
         bitmap.read_at(device, &boot, start / 8, &mut buf[..len as usize], "reading the $Bitmap")?;
         set_runs(&buf, bits, &mut |run| {
@@ -56,9 +55,9 @@ pub fn used_extents(device: &dyn BlockDevice, visit: &mut Visit<'_>) -> Result<U
 /// The runs of bits that are set among the first `bits` of whole words.
 fn set_runs(bytes: &[u8], bits: u64, each: &mut dyn FnMut(Range<u64>) -> Result<()>) -> Result<()> {
     let mut open: Option<u64> = None;
-    for (index, word) in bytes.chunks_exact(8).enumerate() {
+    for (index, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
         let base = index as u64 * 64;
-        let word = le64(word, 0);
+        let word = u64::from_le_bytes(*word);
         // The common cases: nothing changes in this word.
         if (word == 0 && open.is_none()) || (word == u64::MAX && open.is_some()) {
             continue;
