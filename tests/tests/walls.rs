@@ -124,6 +124,9 @@ fn leaves_import_no_workspace_crate_and_the_hub_only_leaves() {
     let of_server: Vec<&str> =
         dependencies["uvm-controller"].iter().map(String::as_str).filter(|d| members.contains(d)).collect();
     assert_eq!(of_server, ["uvm-api", "uvm-placement"]);
+    let of_fuzz: Vec<&str> =
+        dependencies["uvm-fuzz"].iter().map(String::as_str).filter(|d| members.contains(d)).collect();
+    assert_eq!(of_fuzz, ["uvm-disk", "uvm-guest"]);
     assert!(dependencies["uvm-placement"].is_empty(), "placement is pure");
 }
 
