@@ -259,14 +259,29 @@ impl Ext4Builder {
 }
 
 fn clear_bits(bitmap: &mut [u8], bits: Range<usize>) {
-    let mut bit = bits.start;
-    while bit < bits.end {
-        if bit.is_multiple_of(8) && bit + 8 <= bits.end {
-            bitmap[bit / 8] = 0;
-            bit += 8;
-        } else {
-            bitmap[bit / 8] &= !(1 << (bit % 8));
-            bit += 1;
+    let first = bits.start.next_multiple_of(8).min(bits.end);
+    let last = (bits.end / 8 * 8).max(first);
+    bitmap[first.div_ceil(8)..last.div_ceil(8)].fill(0);
+    for bit in (bits.start..first).chain(last..bits.end) {
+        bitmap[bit / 8] &= !(1 << (bit % 8));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exactly_the_bits_asked_for_are_cleared() {
+        for start in 0..40 {
+            for end in start..=40 {
+                let mut bitmap = [0xFF; 5];
+                clear_bits(&mut bitmap, start..end);
+                for bit in 0..40 {
+                    let set = bitmap[bit / 8] & 1 << (bit % 8) != 0;
+                    assert_eq!(set, !(start..end).contains(&bit), "bit {bit} of {start}..{end}");
+                }
+            }
         }
     }
 }

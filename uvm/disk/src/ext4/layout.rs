@@ -403,7 +403,7 @@ pub(super) fn sparse_super(group: u32) -> bool {
         }
         power == u64::from(group)
     };
-    group <= 1 || power_of(3) || power_of(5) || power_of(7)
+    group <= 1 || [3, 5, 7].into_iter().any(|base| group.is_multiple_of(base) && power_of(base))
 }
 
 fn too_small(blocks: u64, block_size: u32) -> Error {
