@@ -8,8 +8,7 @@ use super::{GIB, text};
 /// Raise it when what is made here changes.
 const VERSION: &str = "1";
 /// About a GiB of Debian 12.
-const PACKAGES: &str =
-    "linux-image-amd64,build-essential,git,vim,python3,openjdk-17-jdk-headless";
+const PACKAGES: &str = "linux-image-amd64,build-essential,git,vim,python3,openjdk-17-jdk-headless";
 const FULL_FOLDERS: usize = 2000;
 const FILES_IN_A_FOLDER: usize = 100;
 
