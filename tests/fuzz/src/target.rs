@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use uvm_disk::{BlockDevice, Device, ext4, fat, gpt, mbr, ntfs, probe, usage};
+use uvm_disk::{BlockDevice, Device, ext4, fat, gpt, mbr, ntfs, probe, swap, usage};
 use uvm_guest::{GuestTree, MemoryTree, layer};
 
 use crate::device::{Base, Changes, Disk};
@@ -127,16 +127,37 @@ fn everything(disk: &Disk) {
 }
 
 fn read_gpt(disk: &Arc<Disk>) -> bool {
-    let found = gpt::read(&**disk);
-    // What was read can be written again, or is refused in words.
-    found.is_ok_and(|found| found.table.validate(&disk.geometry()).is_ok())
+    let _ = gpt::verify(&**disk);
+    let Ok(found) = gpt::read(&**disk) else { return false };
+    let _ = found.table.gaps();
+    for partition in &found.table.partitions {
+        let _ = found.table.room(partition.number);
+    }
+    let valid = found.table.validate(&disk.geometry()).is_ok();
+    // What was read can be repaired, or is refused in words.
+    if gpt::repair(&**disk).is_ok() {
+        gpt::read(&**disk).expect("a repaired table can be read");
+    }
+    valid
 }
 
 fn read_mbr(disk: &Arc<Disk>) -> bool {
-    mbr::read(&**disk).is_ok_and(|found| found.is_some())
+    let _ = mbr::verify(&**disk);
+    let Ok(Some(found)) = mbr::read(&**disk) else { return false };
+    let geometry = disk.geometry();
+    let _ = (found.gaps(&geometry), found.logical_gaps());
+    for partition in &found.partitions {
+        let _ = found.room(partition.number, &geometry);
+    }
+    if mbr::update(&**disk, &found).is_ok() {
+        let again = mbr::read(&**disk).expect("what was written can be read");
+        assert_eq!(again.as_ref(), Some(&found), "what was read and written is the same");
+    }
+    true
 }
 
 fn read_probe(disk: &Arc<Disk>) -> bool {
+    let _ = swap::holds_sleeping_machine(&**disk);
     probe::probe(&**disk).is_ok()
 }
 
