@@ -12,16 +12,26 @@ const LEAVES: [&str; 5] = ["uvm-api", "uvm-sys", "uvm-disk", "uvm-guest", "uvm-p
 const ABOVE_THE_LEAVES: [&str; 9] =
     ["anyhow", "axum", "clap", "hyper", "rustls", "serde", "serde_json", "ureq", "utoipa"];
 /// Steps of jobs: they carry out a plan, and never see the request it was made from.
-const STEPS: [&str; 5] =
-    ["job/copy.rs", "job/customize.rs", "job/inspect.rs", "job/provision.rs", "job/sanitize.rs"];
-const REQUESTS: [&str; 13] = [
+const STEPS: [&str; 8] = [
+    "job/copy.rs",
+    "job/customize.rs",
+    "job/format.rs",
+    "job/inspect.rs",
+    "job/partition.rs",
+    "job/provision.rs",
+    "job/sanitize.rs",
+    "job/table.rs",
+];
+const REQUESTS: [&str; 15] = [
     "BootSpec",
     "CaptureSpec",
     "CloneSpec",
     "CustomizeJobSpec",
     "CustomizeSpec",
+    "DiskSpec",
     "ImageSpec",
     "JobSpec",
+    "PartitionJobSpec",
     "PartitionSpec",
     "ProvisionSpec",
     "RestoreSpec",

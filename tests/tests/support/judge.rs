@@ -17,17 +17,34 @@ pub struct LoopDevice {
 
 impl LoopDevice {
     pub fn new(disk: &Disk, offset: u64, size: u64) -> Self {
+        Self::set_up(disk, offset, size, &["-r"])
+    }
+
+    /// One that may be written to.
+    pub fn writable(disk: &Disk, offset: u64, size: u64) -> Self {
+        Self::set_up(disk, offset, size, &[])
+    }
+
+    fn set_up(disk: &Disk, offset: u64, size: u64, more: &[&str]) -> Self {
         let numbers = [offset, size, u64::from(disk.block)].map(|number| number.to_string());
         let [offset, size, block] = &numbers;
         let file = disk.path.to_str().unwrap();
-        let arguments = ["-f", "--show", "-r", "-o", offset, "--sizelimit", size, "-b", block, file];
-        Self { path: run("losetup", &arguments).trim().to_owned() }
+        let arguments = ["-f", "--show", "-o", offset, "--sizelimit", size, "-b", block, file];
+        Self { path: run("losetup", &[more, &arguments].concat()).trim().to_owned() }
     }
 
     pub fn mount(&self) -> Mounted {
+        self.mount_with("ro,noload")
+    }
+
+    pub fn mount_for_writing(&self) -> Mounted {
+        self.mount_with("rw")
+    }
+
+    fn mount_with(&self, options: &str) -> Mounted {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().to_owned();
-        run("mount", &["-t", "ext4", "-o", "ro,noload", &self.path, path.to_str().unwrap()]);
+        run("mount", &["-t", "ext4", "-o", options, &self.path, path.to_str().unwrap()]);
         Mounted { path, _folder: folder }
     }
 }

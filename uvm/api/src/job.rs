@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{CaptureSpec, CloneSpec, CustomizeSpec, Device, Problem, ProvisionSpec, RestoreSpec};
+use crate::{
+    CaptureSpec, CloneSpec, CustomizeSpec, Device, PartitionJobSpec, Problem, ProvisionSpec, RestoreSpec,
+};
 
 /// A job to carry out, told apart by `kind`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -23,6 +25,8 @@ pub enum JobSpec {
     Restore(Box<RestoreSpec>),
     /// Change a machine that is installed on a disk.
     Customize(Box<CustomizeJobSpec>),
+    /// Divide a disk into partitions.
+    Partition(Box<PartitionJobSpec>),
 }
 
 impl JobSpec {
@@ -36,6 +40,7 @@ impl JobSpec {
             Self::Capture(spec) => spec.id.as_deref(),
             Self::Restore(spec) => spec.id.as_deref(),
             Self::Customize(spec) => spec.id.as_deref(),
+            Self::Partition(spec) => spec.id.as_deref(),
         }
     }
 
@@ -49,6 +54,7 @@ impl JobSpec {
             Self::Capture(spec) => &mut spec.id,
             Self::Restore(spec) => &mut spec.id,
             Self::Customize(spec) => &mut spec.id,
+            Self::Partition(spec) => &mut spec.id,
         };
         *of_spec = Some(id);
     }
@@ -63,6 +69,7 @@ impl JobSpec {
             Self::Capture(spec) => spec.plan_hash.as_deref(),
             Self::Restore(spec) => spec.plan_hash.as_deref(),
             Self::Customize(spec) => spec.plan_hash.as_deref(),
+            Self::Partition(spec) => spec.plan_hash.as_deref(),
         }
     }
 
@@ -76,6 +83,7 @@ impl JobSpec {
             Self::Capture(spec) => &spec.device,
             Self::Restore(spec) => &spec.device,
             Self::Customize(spec) => &spec.device,
+            Self::Partition(spec) => &spec.device,
         }
     }
 
@@ -102,6 +110,7 @@ impl JobSpec {
             Self::Capture(_) => "capture",
             Self::Restore(_) => "restore",
             Self::Customize(_) => "customize",
+            Self::Partition(_) => "partition",
         }
     }
 
@@ -112,7 +121,12 @@ impl JobSpec {
 
     /// Whether nothing of what is on the device stays.
     pub fn replaces_contents(&self) -> bool {
-        self.writes() && !matches!(self, Self::Customize(_))
+        match self {
+            Self::Inspect(_) | Self::Capture(_) | Self::Customize(_) => false,
+            Self::Sanitize(_) | Self::Clone(_) | Self::Restore(_) => true,
+            Self::Provision(spec) => spec.disk.wipe_table != Some(false),
+            Self::Partition(spec) => spec.disk.wipe_table == Some(true),
+        }
     }
 
     /// The same job without what only opens doors: a renewed credential makes it no other job.
@@ -232,10 +246,10 @@ pub enum JobState {
 pub enum DiskState {
     /// Not one byte was written.
     Untouched,
-    /// Something was written; there is no partition table, nothing will boot.
+    /// Something was written; there is no partition table, or only partitions that were to be kept are in it, so
+    /// nothing will boot.
     PartialUnbootable,
-    /// A machine was being changed in place. Its partition table and file systems stand and every file is whole,
-    /// but not all of what was asked need be there; the same job again completes it.
+    /// A disk was being changed in place. Its partition table and file systems stand and every file is whole, but not all of what was asked need be there; the same job again completes it.
     Modified,
     /// Everything is in place, verified.
     Complete,
@@ -335,6 +349,15 @@ pub enum JobResult {
         /// Bytes of them in ranges of zeroes.
         zero_bytes: u64,
         /// Bytes of the device read back and compared.
+        verified_bytes: u64,
+    },
+    /// Of `partition`.
+    Partition {
+        /// Partitions in the table now.
+        partitions: usize,
+        /// File systems made.
+        formatted: usize,
+        /// Bytes read back and compared, the table's own apart.
         verified_bytes: u64,
     },
     /// Of `customize`.

@@ -8,6 +8,7 @@ mod copy;
 mod device;
 mod event;
 mod job;
+mod layout;
 mod node;
 mod plan;
 mod problem;
@@ -20,10 +21,11 @@ pub use job::{
     CustomizeJobSpec, DeviceRef, DiskState, InspectSpec, Job, JobResult, JobSpec, JobState, OverwritePattern,
     SanitizeSpec, StepProgress, Technique,
 };
+pub use layout::{DiskSpec, FileSystemFormat, FileSystemSpec, PartitionJobSpec, PartitionSpec, TableKind};
 pub use node::{Health, Node, PowerAction, PowerRequest};
-pub use plan::{Extent, Plan, PlannedPartition, PlannedStep};
+pub use plan::{Extent, PartitionAction, Plan, PlannedPartition, PlannedStep};
 pub use problem::{ErrorCode, Problem, Retry};
 pub use provision::{
-    BootSpec, CustomizeSpec, EthernetMatch, EthernetSpec, FileSystemFormat, FileSystemSpec, ImageSource,
-    ImageSpec, Nameservers, NetworkSpec, PartitionSpec, ProvisionSpec, RouteSpec, UserSpec,
+    BootSpec, CustomizeSpec, EthernetMatch, EthernetSpec, ImageSource, ImageSpec, Nameservers, NetworkSpec,
+    ProvisionSpec, RouteSpec, UserSpec,
 };

@@ -20,7 +20,7 @@ pub struct Plan {
     pub logical_block_size: u32,
     /// What is on these extents will be lost.
     pub destroys: Vec<Extent>,
-    /// The partitions the disk will have.
+    /// The partitions the disk will have, and those that go.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub partitions: Vec<PlannedPartition>,
     /// In the order they are carried out.
@@ -38,7 +38,7 @@ pub struct Extent {
     pub contents: String,
 }
 
-/// A partition to come.
+/// A partition to come, to stay or to go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PlannedPartition {
     /// Number in the table.
@@ -55,7 +55,11 @@ pub struct PlannedPartition {
     pub ending_lba: u64,
     /// Size in bytes.
     pub size_bytes: u64,
-    /// `vfat`, `ext4` or `swap`.
+    /// What happens to it.
+    pub action: PartitionAction,
+    /// Why.
+    pub reason: String,
+    /// `vfat`, `ext4`, `swap`, …; of a partition that stays, what is on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
     /// UUID of the file system.
@@ -64,6 +68,25 @@ pub struct PlannedPartition {
     /// Where the guest mounts it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
+}
+
+/// What happens to a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PartitionAction {
+    /// It is new.
+    Create,
+    /// It stays, byte for byte.
+    Keep,
+    /// What is on it is made anew.
+    Wipe,
+    /// It gets another size; what is on it stays.
+    Resize,
+    /// It goes.
+    Delete,
+    /// An action this version does not know.
+    #[serde(other)]
+    Unknown,
 }
 
 /// A step to come.

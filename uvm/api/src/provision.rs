@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::DeviceRef;
+use crate::{DeviceRef, DiskSpec, PartitionSpec};
 
 /// `provision`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -16,11 +16,15 @@ pub struct ProvisionSpec {
     /// Job id and idempotency key; made up where it is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// The device whose whole contents are replaced.
+    /// The device whose whole contents are replaced, unless `disk` says `wipe_table: false`.
     pub device: DeviceRef,
-    /// In order on the disk. Empty: EFI system partition of 512 MiB, swap of 512 MiB, root in the rest.
+    /// In order on the disk: `partitions` of `disk` where nothing else is said of it. Empty: EFI system partition of
+    /// 512 MiB, swap of 512 MiB, root in the rest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub partitions: Vec<PartitionSpec>,
+    /// The layout of the disk.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub disk: DiskSpec,
     /// The operating system.
     pub image: ImageSpec,
     /// What makes the machine the customer's.
@@ -34,53 +38,8 @@ pub struct ProvisionSpec {
     pub plan_hash: Option<String>,
 }
 
-/// A partition.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct PartitionSpec {
-    /// Partition name in the GPT, at most 36 UTF-16 units.
-    pub label: String,
-    /// Number in the table; the place in the list where it is missing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub number: Option<u32>,
-    /// Size in MiB; one partition may leave it out (or say 0) and gets the rest of the disk.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub size_mib: Option<u64>,
-    /// Partition type: a GUID, or `esp`, `root-x86-64`, `swap`, `linux-generic`, `home`, …; from the file
-    /// system where it is missing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub type_guid: Option<String>,
-    /// The file system on it.
-    pub filesystem: FileSystemSpec,
-}
-
-/// A file system to make.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct FileSystemSpec {
-    /// Which.
-    pub format: FileSystemFormat,
-    /// Label of the file system.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub label: Option<String>,
-    /// UUID (ext4, swap); derived from the job's id where it is missing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub uuid: Option<String>,
-    /// Where the guest mounts it: `/` for exactly one ext4, `/boot/efi`, `/efi` or `/boot` for exactly one vfat.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub path: Option<String>,
-}
-
-/// File systems this version makes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum FileSystemFormat {
-    /// FAT.
-    Vfat,
-    /// ext4 with journal and checksums.
-    Ext4,
-    /// A swap area.
-    Swap,
+fn is_default(disk: &DiskSpec) -> bool {
+    *disk == DiskSpec::default()
 }
 
 /// An image by its digest.

@@ -8,6 +8,7 @@ pub mod fat;
 mod field;
 pub mod gpt;
 pub mod identity;
+pub mod layout;
 pub mod mbr;
 pub mod ntfs;
 mod place;

@@ -161,6 +161,7 @@ fn job(store: &Store, digest: &str, public_key: &str) -> JobSpec {
         id: Some("demo".to_owned()),
         device: DeviceRef { serial: SERIAL.to_owned(), size_bytes: Some(DISK_SIZE), must_be_blank: true },
         partitions: Vec::new(),
+        disk: uvm_api::DiskSpec::default(),
         image: ImageSpec {
             source: ImageSource::OciLayout { url: store.guest_url() },
             reference: Some("12".to_owned()),

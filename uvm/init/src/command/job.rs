@@ -3,13 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use uvm_api::{DiskState, ErrorCode, Event, EventBody, JobSpec, Plan, Problem};
 
-use super::output::{complain, print_json, print_problem};
+use super::output::{complain, print_json, print_problem, word};
 use super::{DONE, FAILED, REFUSED, block_size, engine};
+use crate::job::Engine;
 
-/// Largest job document.
-const MAX_JOB: u64 = 1 << 20;
+/// Largest document.
+const MAX_DOCUMENT: u64 = 1 << 20;
 
 #[derive(clap::Args)]
 pub(super) struct JobArguments {
@@ -35,25 +37,26 @@ fn device(text: &str) -> Result<(String, PathBuf), String> {
     }
 }
 
-fn read_job(path: &Path) -> Result<JobSpec, Problem> {
+/// A document of the wire; `-` is standard input.
+pub(super) fn read_document<T: DeserializeOwned>(path: &Path) -> Result<T, Problem> {
     use std::io::Read;
     let invalid = |detail: String| Problem::new(ErrorCode::InvalidRequest, detail);
     let mut text = Vec::new();
     let read = if path == Path::new("-") {
-        std::io::stdin().lock().take(MAX_JOB + 1).read_to_end(&mut text)
+        std::io::stdin().lock().take(MAX_DOCUMENT + 1).read_to_end(&mut text)
     } else {
-        std::fs::File::open(path).and_then(|file| file.take(MAX_JOB + 1).read_to_end(&mut text))
+        std::fs::File::open(path).and_then(|file| file.take(MAX_DOCUMENT + 1).read_to_end(&mut text))
     };
     read.map_err(|error| invalid(format!("{}: {error}", path.display())))?;
-    if text.len() as u64 > MAX_JOB {
-        return Err(invalid(format!("{}: a job document has at most {MAX_JOB} bytes", path.display())));
+    if text.len() as u64 > MAX_DOCUMENT {
+        return Err(invalid(format!("{}: a document has at most {MAX_DOCUMENT} bytes", path.display())));
     }
     serde_json::from_slice(&text).map_err(|error| invalid(format!("{}: {error}", path.display())))
 }
 
 pub(super) fn plan(arguments: &JobArguments) -> u8 {
     let engine = engine(arguments.devices.clone(), arguments.logical_block_size, None);
-    match read_job(&arguments.job).and_then(|spec| engine.plan(spec)) {
+    match read_document::<JobSpec>(&arguments.job).and_then(|spec| engine.plan(spec)) {
         Ok(plan) if arguments.json => print_json(&plan),
         Ok(plan) => {
             print_plan(&plan);
@@ -65,20 +68,25 @@ pub(super) fn plan(arguments: &JobArguments) -> u8 {
 
 pub(super) fn apply(arguments: &JobArguments, journal: Option<PathBuf>) -> u8 {
     let engine = engine(arguments.devices.clone(), arguments.logical_block_size, journal);
-    let submitted = read_job(&arguments.job).and_then(|spec| engine.submit(spec));
+    let submitted = read_document::<JobSpec>(&arguments.job).and_then(|spec| engine.submit(spec));
     let job = match submitted {
         Ok(submitted) => submitted.job.id,
         Err(problem) => return complain(&problem, arguments.json, REFUSED),
     };
+    carry_out(&engine, &job, arguments.json)
+}
+
+/// Follows a job to its end.
+pub(super) fn carry_out(engine: &Engine, job: &str, json: bool) -> u8 {
     let mut after = 0;
     loop {
-        let events = match engine.wait_events(&job, after, Duration::from_secs(1)) {
+        let events = match engine.wait_events(job, after, Duration::from_secs(1)) {
             Ok(events) => events,
-            Err(problem) => return complain(&problem, arguments.json, FAILED),
+            Err(problem) => return complain(&problem, json, FAILED),
         };
         for event in events {
             after = event.sequence;
-            if let Some(status) = show(&event, arguments.json) {
+            if let Some(status) = show(&event, json) {
                 return status;
             }
         }
@@ -133,6 +141,15 @@ fn print_plan(plan: &Plan) {
     );
     say!("job id     {}", plan.job_id);
     say!("plan hash  {}", plan.plan_hash);
+    print_partitions(plan);
+    say!("\nsteps:");
+    for step in &plan.steps {
+        say!("  {:<10} {}", step.name, step.description);
+    }
+}
+
+/// What will be lost, and what becomes of each partition and why.
+pub(super) fn print_partitions(plan: &Plan) {
     if !plan.destroys.is_empty() {
         say!("\nwill be lost:");
     }
@@ -144,7 +161,7 @@ fn print_plan(plan: &Plan) {
     }
     for partition in &plan.partitions {
         say!(
-            "  {:>3}  LBA {:>12} to {:>12}  {:>8} MiB  {:<8} {:<5} {}",
+            "  {:>3}  LBA {:>12} to {:>12}  {:>8} MiB  {:<8} {:<5} {:<12} {}: {}",
             partition.number,
             partition.starting_lba,
             partition.ending_lba,
@@ -152,10 +169,8 @@ fn print_plan(plan: &Plan) {
             partition.label,
             partition.format.as_deref().unwrap_or("-"),
             partition.path.as_deref().unwrap_or("-"),
+            word(&partition.action),
+            partition.reason,
         );
-    }
-    say!("\nsteps:");
-    for step in &plan.steps {
-        say!("  {:<10} {}", step.name, step.description);
     }
 }

@@ -7,6 +7,7 @@ mod inspect;
 mod job;
 mod mkfs;
 mod output;
+mod partition;
 mod size;
 mod usage;
 
@@ -18,6 +19,7 @@ use clap::{Parser, Subcommand};
 
 use self::job::JobArguments;
 use self::mkfs::MkfsArguments;
+use self::partition::PartitionArguments;
 use self::usage::UsageArguments;
 use crate::image::ClientOptions;
 use crate::inventory::CommandLineInventory;
@@ -61,6 +63,8 @@ enum Command {
     Mkfs(MkfsArguments),
     /// Tell which bytes of a device hold something. Writes nothing.
     Usage(UsageArguments),
+    /// Divide a device or a file into partitions, and make the file systems that the layout names.
+    Partition(PartitionArguments),
     /// Print the OpenAPI document of the appliance's API.
     Openapi,
 }
@@ -83,6 +87,7 @@ pub(crate) fn run() -> ExitCode {
         }
         Command::Mkfs(arguments) => mkfs::mkfs(&arguments),
         Command::Usage(arguments) => usage::usage(&arguments),
+        Command::Partition(arguments) => partition::partition(&arguments),
         Command::Openapi => {
             say!("{}", crate::http::document());
             DONE

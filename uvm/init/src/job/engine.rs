@@ -20,7 +20,7 @@ use uvm_api::{
 use super::context::Context;
 use super::journal::{Journal, now};
 use super::plan::{self, Observed, Plan, Work};
-use super::{JobError, Progress, copy, customize, inspect, provision, sanitize};
+use super::{JobError, Progress, copy, customize, inspect, partition, provision, sanitize};
 use crate::image::ClientOptions;
 use crate::inventory::{self, Inventory};
 
@@ -140,7 +140,10 @@ impl Engine {
     }
 
     fn make_plan(&self, spec: &JobSpec, id: &str) -> Result<Plan, Problem> {
-        let made = self.observe(spec.device()).and_then(|observed| {
+        let made = self.observe(spec.device()).and_then(|mut observed| {
+            if plan::edits_in_place(spec) {
+                observed.existing = Some(inspect::existing(&observed.attached)?);
+            }
             let source = spec.source_device().map(|source| self.observe(source)).transpose()?;
             if let Some(source) = &source
                 && inventory::is_same(&observed.attached, &source.attached)
@@ -163,7 +166,7 @@ impl Engine {
             true => Some(inspect::has_blank_edges(&attached)?),
             false => None,
         };
-        Ok(Observed { attached, contents, blank_edges })
+        Ok(Observed { attached, contents, blank_edges, existing: None })
     }
 
     /// Takes a job and starts it. The same job again is answered with the job as it stands.
@@ -247,7 +250,12 @@ impl Engine {
         });
         let progress = Arc::new(Progress::new(Arc::clone(&journal)));
         progress.set_steps(plan.steps.len());
-        if matches!(plan.work, Work::Customize(_)) {
+        let in_place = match &plan.work {
+            Work::Customize(_) => true,
+            Work::Partition(layout) => layout.is_gentle(),
+            _ => false,
+        };
+        if in_place {
             progress.set_in_place();
         }
         let entry = Arc::new(Entry {
@@ -313,6 +321,7 @@ impl Engine {
             Work::Capture(work) => copy::capture(&context, work),
             Work::Restore(work) => copy::restore(&context, work),
             Work::Customize(work) => customize::execute(&context, work),
+            Work::Partition(layout) => partition::execute(&context, layout),
         }))
         .unwrap_or_else(|panic| {
             let text = panic

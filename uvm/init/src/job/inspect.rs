@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use uvm_api::{Device, FileSystem, JobResult, Partition, PartitionTable};
 use uvm_disk::probe::{PartitionKind, Probe, ProbedPartition, TableKind, probe, read_os_release};
-use uvm_disk::{BlockDevice, Slice, gpt};
+use uvm_disk::{BlockDevice, Slice, gpt, mbr};
 use uvm_sys::OpenMode;
 
 use super::JobError;
 use super::context::Context;
+use super::layout::{Existing, Table};
 use crate::adapter::block::ReadOnlyDevice;
 use crate::inventory::{self, Attached};
 
@@ -41,6 +42,25 @@ pub(crate) fn observe(attached: &Attached) -> Device {
         let reason = std::iter::once(error.detail).chain(error.causes).collect::<Vec<_>>().join(": ");
         Device { notes: vec![format!("the contents cannot be read: {reason}")], ..describe(attached) }
     })
+}
+
+/// What a job finds that edits a disk in place.
+pub(crate) fn existing(attached: &Attached) -> Result<Existing, JobError> {
+    let device: uvm_disk::Device = Arc::new(ReadOnlyDevice(inventory::open(attached, OpenMode::ReadOnly)?));
+    let mut found = probe(&*device)?;
+    let table = match found.table {
+        TableKind::None => None,
+        TableKind::Gpt => Some(Table::Gpt(gpt::read(&*device)?.table)),
+        TableKind::Mbr => mbr::read(&*device)?.map(Table::Mbr),
+    };
+    let table = match table {
+        Some(Table::Mbr(mbr)) if mbr.is_protective() => {
+            found.problems.push("the MBR protects a GPT that is not there".to_owned());
+            None
+        }
+        table => table,
+    };
+    Ok(Existing { probe: found, table, blank_edges: has_blank_edges(attached)? })
 }
 
 /// Whether the first and the last MiB are zero: there is more that marks a disk as used than probing knows.

@@ -5,14 +5,17 @@ mod copy;
 mod customize;
 mod engine;
 mod error;
+mod format;
 mod inspect;
 mod journal;
 mod layout;
+mod partition;
 mod plan;
 mod progress;
 mod provision;
 mod request;
 mod sanitize;
+mod table;
 
 pub(crate) use engine::{Engine, Options, max_running};
 pub(crate) use error::{CancelledMarker, JobError, SourceFault};

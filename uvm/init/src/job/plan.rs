@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
 use uvm_api::{
-    Device, DeviceRef, ErrorCode, Extent, JobSpec, OverwritePattern, Plan as WirePlan, PlannedPartition,
-    PlannedStep, ProvisionSpec, SanitizeSpec,
+    Device, DeviceRef, DiskSpec, ErrorCode, Extent, JobSpec, OverwritePattern, Plan as WirePlan, PlannedStep,
+    ProvisionSpec, SanitizeSpec,
 };
 use uvm_disk::Geometry;
-use uvm_disk::gpt::PartitionTable;
+use uvm_disk::layout::Action;
 use uvm_guest::customize::Customization;
 
 use super::JobError;
-use super::layout::{self, Placed, format_name};
+use super::layout::{self, Existing, Layout, Purpose, Table};
 use super::progress::{CLEAR, COMMIT, Counts};
 use super::request::{self, CaptureRequest, RestoreRequest};
 use crate::image::ImageReference;
@@ -23,12 +23,17 @@ pub(crate) const IMAGE: &str = "image";
 /// The step that opens the stream of a captured device.
 pub(crate) const STREAM: &str = "stream";
 
+/// The step that makes empty file systems.
+pub(crate) const FORMAT: &str = "format";
+
 /// What was seen before planning.
 pub(crate) struct Observed {
     pub(crate) attached: Attached,
     pub(crate) contents: Device,
     /// Whether the first and the last MiB are zero; looked at only where the job demands a blank device.
     pub(crate) blank_edges: Option<bool>,
+    /// What a job finds that edits it in place.
+    pub(crate) existing: Option<Existing>,
 }
 
 /// A step to come.
@@ -62,12 +67,12 @@ pub(crate) enum Work {
     Capture(CaptureRequest),
     Restore(RestoreRequest),
     Customize(Box<Customization>),
+    Partition(Box<Layout>),
 }
 
 /// A machine to make.
 pub(crate) struct Provision {
-    pub(crate) table: PartitionTable,
-    pub(crate) placed: Vec<Placed>,
+    pub(crate) layout: Layout,
     pub(crate) image: ImageReference,
     pub(crate) guest: request::GuestRequest,
 }
@@ -90,7 +95,7 @@ pub(crate) fn plan(
         }
         JobSpec::Provision(spec) => {
             let work = plan_provision(spec, id, observed)?;
-            let partitions = work.placed.iter().map(planned_partition).collect();
+            let partitions = layout::planned(&work.layout, &geometry(&observed.attached));
             let steps = provision_steps(&work, spec);
             (Work::Provision(Box::new(work)), steps, partitions)
         }
@@ -113,6 +118,14 @@ pub(crate) fn plan(
             let work = request::change_request(&spec.customize)?;
             (Work::Customize(Box::new(work)), customize_steps(), Vec::new())
         }
+        JobSpec::Partition(spec) => {
+            let geometry = geometry(&observed.attached);
+            let existing = observed.existing.as_ref();
+            let work = layout::lay_out(&spec.disk, Purpose::Partitions, existing, &geometry, id)?;
+            let partitions = layout::planned(&work, &geometry);
+            let steps = partition_steps(&work);
+            (Work::Partition(Box::new(work)), steps, partitions)
+        }
     };
     let mut wire = WirePlan {
         plan_hash: String::new(),
@@ -121,7 +134,7 @@ pub(crate) fn plan(
         device: observed.attached.serial.clone(),
         size_bytes: observed.attached.size_bytes,
         logical_block_size: observed.attached.logical_block_size,
-        destroys: if spec.replaces_contents() { destroyed(observed) } else { Vec::new() },
+        destroys: destroys(spec, &work, observed),
         partitions,
         steps: steps
             .iter()
@@ -339,49 +352,112 @@ fn customize_steps() -> Vec<StepPlan> {
     ]
 }
 
-fn plan_provision(spec: &ProvisionSpec, id: &str, observed: &Observed) -> Result<Provision, JobError> {
-    let attached = &observed.attached;
-    let geometry = Geometry {
+/// Whether the job edits the partition table that a disk has.
+pub(crate) fn edits_in_place(spec: &JobSpec) -> bool {
+    match spec {
+        JobSpec::Provision(spec) => layout::edits_in_place(&spec.disk, Purpose::Machine),
+        JobSpec::Partition(spec) => layout::edits_in_place(&spec.disk, Purpose::Partitions),
+        _ => false,
+    }
+}
+
+fn geometry(attached: &Attached) -> Geometry {
+    Geometry {
         size: attached.size_bytes,
         logical_block_size: attached.logical_block_size,
         physical_block_size: attached.physical_block_size,
-    };
-    let (table, placed) = layout::lay_out(&spec.partitions, &geometry, id)?;
-    let image = request::image_reference(&spec.image)?;
-    let guest = request::guest_request(spec, id, &placed)?;
-    Ok(Provision { table, placed, image, guest })
+    }
 }
 
-fn planned_partition(placed: &Placed) -> PlannedPartition {
-    PlannedPartition {
-        number: placed.partition.number,
-        label: placed.partition.name.clone(),
-        type_guid: placed.partition.type_guid.to_string(),
-        unique_guid: placed.partition.unique_guid.to_string(),
-        starting_lba: placed.partition.starting_lba,
-        ending_lba: placed.partition.ending_lba,
-        size_bytes: placed.size,
-        format: Some(format_name(placed.format).to_owned()),
-        filesystem_uuid: Some(placed.uuid_text()),
-        path: placed.path.clone(),
+fn destroys(spec: &JobSpec, work: &Work, observed: &Observed) -> Vec<Extent> {
+    let layout = match work {
+        Work::Provision(work) => Some(&work.layout),
+        Work::Partition(layout) => Some(&**layout),
+        _ => None,
+    };
+    match (layout, &observed.existing) {
+        (Some(layout), Some(existing)) => layout::destroyed(layout, existing, &geometry(&observed.attached)),
+        // A blank disk is replaced as a whole, whatever the job says.
+        (Some(_), _) => destroyed(observed),
+        _ if spec.replaces_contents() => destroyed(observed),
+        _ => Vec::new(),
     }
+}
+
+fn plan_provision(spec: &ProvisionSpec, id: &str, observed: &Observed) -> Result<Provision, JobError> {
+    if !spec.partitions.is_empty() && !spec.disk.partitions.is_empty() {
+        let detail = "partitions stand in the job and in its disk: name them in one place";
+        return Err(JobError::new(ErrorCode::InvalidRequest, detail));
+    }
+    let mut disk: DiskSpec = spec.disk.clone();
+    if disk.partitions.is_empty() {
+        disk.partitions.clone_from(&spec.partitions);
+    }
+    let existing = observed.existing.as_ref();
+    let layout = layout::lay_out(&disk, Purpose::Machine, existing, &geometry(&observed.attached), id)?;
+    let image = request::image_reference(&spec.image)?;
+    let guest = request::guest_request(spec, id, &layout.placed)?;
+    Ok(Provision { layout, image, guest })
+}
+
+/// What the step `clear` does to tables.
+fn clear_of(layout: &Layout) -> StepPlan {
+    let Some(edit) = &layout.edit else { return clear_step() };
+    let gone: Vec<String> = layout
+        .made()
+        .filter(|placed| placed.action == Action::Wipe)
+        .chain(&layout.deleted)
+        .map(|placed| placed.number.to_string())
+        .collect();
+    let stays = layout.placed.len() - layout.made().count();
+    let description = match (gone.as_slice(), edit.before == edit.between) {
+        (_, true) => {
+            format!("Check that the partition table is the one planned for; {stays} partitions stay")
+        }
+        ([one], _) => format!("Take partition {one} out of the table; {stays} partitions stay"),
+        _ => format!("Take partitions {} out of the table; {stays} partitions stay", gone.join(", ")),
+    };
+    step(CLEAR, description, Counts::Writes, None)
+}
+
+fn commit_of(layout: &Layout) -> StepPlan {
+    let kind = match layout.table {
+        Table::Gpt(_) => "GPT",
+        Table::Mbr(_) => "MBR",
+    };
+    let partitions = layout.placed.len();
+    let description = match (&layout.edit, &layout.table) {
+        (None, Table::Gpt(_)) => {
+            format!("Write the GPT with {partitions} partitions, backup first; read it back")
+        }
+        (None, Table::Mbr(_)) => format!("Write the MBR with {partitions} partitions; read it back"),
+        (Some(_), _) => format!("Update the {kind} to {partitions} partitions; read it back"),
+    };
+    step(COMMIT, description, Counts::Writes, None)
+}
+
+fn partition_steps(layout: &Layout) -> Vec<StepPlan> {
+    let made = layout.made().count();
+    let mut steps = vec![clear_of(layout)];
+    if made > 0 {
+        let description = format!("Clear {made} new partitions of old marks; make their file systems");
+        steps.push(step(FORMAT, description, Counts::Writes, None));
+        steps.push(step("verify", "Flush, read everything back and compare", Counts::Reads, None));
+    }
+    steps.push(commit_of(layout));
+    steps
 }
 
 fn provision_steps(work: &Provision, spec: &ProvisionSpec) -> Vec<StepPlan> {
     let writes = Counts::Writes;
     vec![
         step(IMAGE, format!("Fetch the manifest {} and check it", spec.image.digest), writes, None),
-        clear_step(),
+        clear_of(&work.layout),
         step("layers", "Format ext4 and write the image's layers as they stream in", writes, None),
         step("customize", "Give the guest its name, users, keys, network, identity and fstab", writes, None),
         step("boot", "Format the EFI system partition; write boot loader, kernel and initrd", writes, None),
         step("metadata", "Write the ext4 metadata and the swap header", writes, None),
         step("verify", "Flush, read everything back and compare", Counts::Reads, None),
-        step(
-            COMMIT,
-            format!("Write the GPT with {} partitions, backup first; read it back", work.placed.len()),
-            writes,
-            None,
-        ),
+        commit_of(&work.layout),
     ]
 }

@@ -5,36 +5,26 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use uuid::Uuid;
 use uvm_api::{ErrorCode, FileSystemFormat, JobResult};
-use uvm_disk::ext4::{Ext4Builder, Ext4Options, Inodes, Variant};
-use uvm_disk::fat::{FatBuilder, FatOptions, FatType};
-use uvm_disk::{Device, Recorder, Slice, gpt, swap};
+use uvm_disk::{Device, Recorder};
 use uvm_guest::boot::{self, BootFiles, Source};
 use uvm_guest::customize::{Customization, Identity, customize};
 use uvm_guest::{Attributes, GuestPath, GuestTree, Timestamp, create_dir_all, layer};
 
-use super::JobError;
 use super::context::Context;
-use super::layout::{Placed, derive};
+use super::layout::Placed;
 use super::plan::{IMAGE, Provision, hex};
 use super::progress::{CLEAR, COMMIT};
+use super::{JobError, format, table};
 use crate::adapter::builder::{BuilderTree, Mounted, Volume};
 use crate::image::{Client, Image};
-
-/// Page size of the machines we make; a swap area is counted in it.
-const PAGE_SIZE: u32 = 4096;
-const EXT4_BLOCK: u32 = 4096;
-/// One inode for this many bytes, as mke2fs does.
-const INODE_RATIO: u32 = 16384;
-const RESERVED_PERCENT: u8 = 5;
 
 /// Carries it out.
 pub(super) fn execute(context: &Context<'_>, work: &Provision) -> Result<JobResult, JobError> {
     let clock = now()?;
     let (client, image) = context.step(IMAGE, || fetch_image(context, work))?;
     let target = context.open_target()?;
-    context.step(CLEAR, || Ok(gpt::wipe_tables(&*target)?))?;
+    context.step(CLEAR, || table::clear(&target, &work.layout))?;
     let recorder = Arc::new(Recorder::new(Arc::clone(&target)));
     let disk: Device = Arc::clone(&recorder) as Device;
 
@@ -44,6 +34,7 @@ pub(super) fn execute(context: &Context<'_>, work: &Provision) -> Result<JobResu
         Ok((tree, entries))
     })?;
     let (report, files, kernels) = context.step("customize", || {
+        make_mount_points(work, &mut tree, clock)?;
         let report = customize(&mut tree, &customization(work, clock))?;
         boot::configure_kernel_install(&mut tree, &work.guest.boot, timestamp(clock))?;
         let kernels = boot::find_kernels(&tree)?.into_iter().map(|kernel| kernel.version).collect();
@@ -57,19 +48,10 @@ pub(super) fn execute(context: &Context<'_>, work: &Provision) -> Result<JobResu
         for volume in tree.into_volumes() {
             volume.finish()?;
         }
-        write_swap(work, &disk)
+        placed(work, FileSystemFormat::Swap).try_for_each(|placed| format::make_empty(&disk, placed, clock))
     })?;
     let verified_bytes = context.step("verify", || Ok(recorder.verify(&mut |_| Ok(()))?))?;
-    context.step(COMMIT, || {
-        gpt::write(&*target, &work.table).map_err(|error| {
-            let mut error = JobError::from_source(&error);
-            // Half a table may be enough for a firmware: take it away again.
-            if let Err(also) = gpt::wipe_tables(&*target) {
-                error.causes.push(format!("and the table could not be removed again: {also}"));
-            }
-            error
-        })
-    })?;
+    context.step(COMMIT, || table::commit(&target, &work.layout))?;
     context.progress.set_complete();
     Ok(JobResult::Provision {
         manifest_digest: image.manifest_digest.to_string(),
@@ -104,7 +86,7 @@ fn fetch_image(context: &Context<'_>, work: &Provision) -> Result<(Client, Image
         image.layers.len(),
         image.total_size
     ));
-    let room: u64 = placed(work, FileSystemFormat::Ext4).map(|placed| placed.size).sum();
+    let room = room(work);
     if image.total_size > room {
         return Err(JobError::new(
             ErrorCode::NoSpace,
@@ -117,24 +99,32 @@ fn fetch_image(context: &Context<'_>, work: &Provision) -> Result<(Client, Image
     Ok((client, image))
 }
 
-fn placed(work: &Provision, format: FileSystemFormat) -> impl Iterator<Item = &Placed> {
-    work.placed.iter().filter(move |placed| placed.format == format)
+/// Bytes of the file systems that an image's files go to.
+fn room(work: &Provision) -> u64 {
+    let ext = work.layout.made().filter(|placed| format::ext_variant(placed.format).is_some());
+    ext.map(|placed| placed.size).sum()
 }
 
-fn slice(disk: &Device, placed: &Placed) -> Result<Device, JobError> {
-    Slice::new(Arc::clone(disk), placed.offset, placed.size)
-        .map(|slice| Arc::new(slice) as Device)
-        .ok_or_else(|| JobError::new(ErrorCode::DeviceChanged, "a partition is beyond the end of the device"))
+/// The partitions of that format that are written.
+fn placed(work: &Provision, format: FileSystemFormat) -> impl Iterator<Item = &Placed> {
+    work.layout.made().filter(move |placed| placed.format == format)
 }
 
 /// Every file system with a mount point becomes a part of the tree; one without is formatted empty at once.
 fn format_trees(work: &Provision, disk: &Device, clock: u64) -> Result<BuilderTree, JobError> {
+    for placed in work.layout.made() {
+        format::clear_marks(disk, placed)?;
+    }
     let mut mounted = Vec::new();
-    for placed in &work.placed {
-        let volume: Volume = match placed.format {
-            FileSystemFormat::Ext4 => format_ext4(placed, disk, clock)?.into(),
-            FileSystemFormat::Vfat => format_fat(placed, disk, clock)?.into(),
-            FileSystemFormat::Swap => continue,
+    for placed in work.layout.made() {
+        let volume: Volume = match (format::ext_variant(placed.format), placed.format) {
+            (Some(variant), _) => format::ext_builder(variant, disk, placed, clock)?.into(),
+            (None, FileSystemFormat::Vfat) => format::fat_builder(disk, placed, clock)?.into(),
+            (None, FileSystemFormat::Ntfs) => {
+                format::make_empty(disk, placed, clock)?;
+                continue;
+            }
+            (None, _) => continue,
         };
         match &placed.path {
             Some(path) => mounted.push(Mounted { at: GuestPath::absolute(path)?, volume }),
@@ -144,35 +134,15 @@ fn format_trees(work: &Provision, disk: &Device, clock: u64) -> Result<BuilderTr
     Ok(BuilderTree::new(mounted, Attributes::root(0o755, timestamp(clock)))?)
 }
 
-fn format_ext4(placed: &Placed, disk: &Device, clock: u64) -> Result<Ext4Builder, JobError> {
-    let hash_seed = derive(&placed.uuid.to_string(), "hash-seed");
-    let options = Ext4Options {
-        block_size: EXT4_BLOCK,
-        label: placed.label.clone(),
-        inodes: Inodes::Ratio(INODE_RATIO),
-        reserved_percent: RESERVED_PERCENT,
-        ..Ext4Options::new(Variant::Ext4, *placed.uuid.as_bytes(), *hash_seed.as_bytes(), clock)
-    };
-    Ok(Ext4Builder::new(slice(disk, placed)?, options)?)
-}
-
-/// FAT32 wherever the size allows it: what UEFI wants of the system partition of a fixed disk.
-fn format_fat(placed: &Placed, disk: &Device, clock: u64) -> Result<FatBuilder, JobError> {
-    let block = u64::from(disk.geometry().logical_block_size);
-    let options = |fat_type| FatOptions {
-        label: placed.label.clone(),
-        volume_id: placed.volume_id(),
-        hidden_sectors: u32::try_from(placed.offset / block).unwrap_or(0),
-        timestamp: clock,
-        fat_type,
-        ..FatOptions::default()
-    };
-    match FatBuilder::new(slice(disk, placed)?, options(Some(FatType::Fat32))) {
-        Err(error) if error.kind() == uvm_disk::ErrorKind::NoSpace => {
-            Ok(FatBuilder::new(slice(disk, placed)?, options(None))?)
+/// The directories that file systems are mounted on which are no part of the tree: those that stay as they are, and NTFS.
+fn make_mount_points(work: &Provision, tree: &mut BuilderTree, clock: u64) -> Result<(), JobError> {
+    let outside = |placed: &&Placed| !placed.is_made() || placed.format == FileSystemFormat::Ntfs;
+    for placed in work.layout.placed.iter().filter(outside) {
+        if let Some(path) = &placed.path {
+            create_dir_all(tree, &GuestPath::absolute(path)?, Attributes::root(0o755, timestamp(clock)))?;
         }
-        made => Ok(made?),
     }
+    Ok(())
 }
 
 fn apply_layers(
@@ -182,7 +152,7 @@ fn apply_layers(
     image: &Image,
     tree: &mut BuilderTree,
 ) -> Result<u64, JobError> {
-    let room: u64 = placed(work, FileSystemFormat::Ext4).map(|placed| placed.size).sum();
+    let room = room(work);
     // The file system says when it is full; holes take no room in it.
     let limits = layer::Limits::default();
     let mut entries = 0;
@@ -224,7 +194,7 @@ fn write_boot_files(
     files: &BootFiles,
     clock: u64,
 ) -> Result<(), JobError> {
-    let esp = placed(work, FileSystemFormat::Vfat).find_map(|placed| placed.path.as_deref());
+    let esp = work.layout.made().find(|placed| placed.is_esp()).and_then(|placed| placed.path.as_deref());
     let esp = GuestPath::absolute(esp.ok_or_else(|| {
         JobError::new(ErrorCode::Internal, "the plan has no EFI system partition with a path")
     })?)?;
@@ -238,14 +208,6 @@ fn write_boot_files(
             Source::Bytes(bytes) => tree.write(&path, attributes, file.size, &mut bytes.as_slice())?,
             Source::Guest(from) => tree.copy(from, &path, attributes)?,
         }
-    }
-    Ok(())
-}
-
-fn write_swap(work: &Provision, disk: &Device) -> Result<(), JobError> {
-    for placed in placed(work, FileSystemFormat::Swap) {
-        let uuid: Uuid = placed.uuid;
-        swap::write_swap_header(&*slice(disk, placed)?, uuid, &placed.label, PAGE_SIZE)?;
     }
     Ok(())
 }

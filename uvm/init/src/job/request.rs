@@ -179,9 +179,14 @@ fn fstab(placed: &[Placed]) -> Vec<FstabEntry> {
         .map(|placed| {
             let (vfstype, mntops, passno) = match (placed.format, placed.path.as_deref()) {
                 (FileSystemFormat::Ext4, Some("/")) => ("ext4", "errors=remount-ro", 1),
+                (FileSystemFormat::Ext2, _) => ("ext2", "defaults", 2),
+                (FileSystemFormat::Ext3, _) => ("ext3", "defaults", 2),
                 (FileSystemFormat::Ext4, _) => ("ext4", "defaults", 2),
-                (FileSystemFormat::Vfat, _) => ("vfat", "umask=0077", 2),
+                (FileSystemFormat::Vfat, _) if placed.is_esp() => ("vfat", "umask=0077", 2),
+                (FileSystemFormat::Vfat, _) => ("vfat", "defaults", 2),
                 (FileSystemFormat::Swap, _) => ("swap", "sw", 0),
+                (FileSystemFormat::Ntfs, _) => ("ntfs3", "defaults", 0),
+                (FileSystemFormat::None, _) => ("auto", "defaults", 0),
             };
             FstabEntry {
                 spec: format!("UUID={}", placed.uuid_text()),

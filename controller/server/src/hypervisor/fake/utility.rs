@@ -409,6 +409,10 @@ impl State {
                 let hostname = spec.customize.hostname.clone().or(hostname);
                 (Some(Contents::Provisioned { job, hostname }), changed())
             }
+            JobSpec::Partition(_) => {
+                let detail = "the controller partitions no disk by itself".to_owned();
+                return Err(problem(ErrorCode::InvalidRequest, Retry::Never, "plan", detail));
+            }
         };
         if let (Some(contents), Some(volume)) = (contents, self.volumes.get_mut(&volumes[0])) {
             volume.contents = contents;

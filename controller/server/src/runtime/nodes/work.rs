@@ -26,6 +26,7 @@ pub(super) fn job_spec(site: &dyn Site, id: &str, work: &UvmWork) -> Result<JobS
                 id,
                 device: device(serial, Some(*size_mib)),
                 partitions: config.partitions.clone(),
+                disk: uvm_api::DiskSpec::default(),
                 image,
                 customize: config.customize.clone(),
                 boot: config.boot.clone(),

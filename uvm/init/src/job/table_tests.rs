@@ -1,0 +1,91 @@
+//! Every write of an edit in place fails, is torn, or is the last before the power goes.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use uvm_api::DiskSpec;
+use uvm_disk::gpt::{self, PartitionTable};
+use uvm_disk::{BlockDevice, Device};
+
+use super::*;
+use crate::job::layout::{Existing, Purpose, lay_out};
+
+#[path = "../../../disk/tests/judge/fault.rs"]
+#[allow(dead_code, unreachable_pub, reason = "it is a room of the disk's own tests")]
+mod fault;
+
+use fault::{FaultDevice, every_fault};
+
+const MIB: u64 = 1 << 20;
+
+fn spec(text: &str) -> DiskSpec {
+    serde_json::from_str(text).unwrap()
+}
+
+fn planned(device: &FaultDevice, text: &str) -> Layout {
+    let probe = uvm_disk::probe::probe(device).unwrap();
+    let table = gpt::read(device).ok().map(|read| Table::Gpt(read.table));
+    let existing = Existing { probe, table, blank_edges: true };
+    lay_out(&spec(text), Purpose::Partitions, Some(&existing), &device.geometry(), "job").unwrap()
+}
+
+fn names(table: &PartitionTable) -> BTreeSet<String> {
+    table.partitions.iter().map(|partition| partition.name.clone()).collect()
+}
+
+fn operate(device: Arc<FaultDevice>, layout: &Layout) -> uvm_disk::Result<()> {
+    let target: Device = device;
+    let failed = |error: JobError| uvm_disk::Error::new(uvm_disk::ErrorKind::Io, error.detail);
+    clear(&target, layout).map_err(failed)?;
+    let made = layout.made().next().expect("one is made anew");
+    let written = target.write_at(made.offset, &[0x5a; 4096]).and_then(|()| target.flush());
+    written.map_err(|error| uvm_disk::Error::io("contents", made.offset, error))?;
+    commit(&target, layout).map_err(failed)
+}
+
+#[test]
+fn a_kept_partition_is_in_the_table_at_every_cut() {
+    for block in [512, 4096] {
+        let device = FaultDevice::new(64 * MIB, block);
+        let first =
+            r#"{"partitions": [{"label": "system", "size_mib": 8}, {"label": "data", "size_mib": 8}]}"#;
+        let layout = planned(&device, first);
+        let target: Device = device.clone();
+        clear(&target, &layout).unwrap();
+        commit(&target, &layout).unwrap();
+        target.write_at(9 * MIB, b"precious").unwrap();
+        target.flush().unwrap();
+
+        // The disk becomes larger meanwhile.
+        let size = 80 * MIB;
+        let grown = device.resized(size, None, 0);
+        let second = r#"{"partitions": [
+            {"label": "system", "size_mib": 4, "wipe_partition_entry": true},
+            {"label": "data", "resize": true}]}"#;
+        let layout = planned(&grown, second);
+        let seen = RefCell::new(BTreeSet::new());
+        let faults =
+            every_fault(&device, size, &|device| operate(device, &layout), &|survivor, write, fault| {
+                let read = gpt::read(survivor).unwrap_or_else(|error| panic!("{write} {fault:?}: {error}"));
+                let data = read.table.partitions.iter().find(|p| p.name == "data").expect("it is kept");
+                assert_eq!((data.number, data.starting_lba), (2, 9 * MIB / u64::from(block)));
+                let mut bytes = [0; 8];
+                survivor.read_at(9 * MIB, &mut bytes).unwrap();
+                assert_eq!(&bytes, b"precious");
+                seen.borrow_mut().insert(names(&read.table));
+                // The same job again completes it.
+                let again = planned(survivor, second);
+                let device = survivor.again(None, 0);
+                let target: Device = device.clone();
+                clear(&target, &again).unwrap();
+                commit(&target, &again).unwrap();
+                let Table::Gpt(wanted) = &again.table else { panic!("an MBR") };
+                let found = gpt::read(&*device).unwrap();
+                assert_eq!((&found.table, found.problems), (wanted, Vec::new()), "{write} {fault:?}");
+            });
+        assert!(faults >= 30, "{faults}");
+        // Before and after the system has its entry, in between it has none.
+        assert_eq!(seen.borrow().len(), 2, "{seen:?}");
+    }
+}
