@@ -195,9 +195,9 @@ fn write_boot_files(
     clock: u64,
 ) -> Result<(), JobError> {
     let esp = work.layout.made().find(|placed| placed.is_esp()).and_then(|placed| placed.path.as_deref());
-    let esp = GuestPath::absolute(esp.ok_or_else(|| {
+    let esp = esp.ok_or_else(|| {
         JobError::new(ErrorCode::Internal, "the plan has no EFI system partition with a path")
-    })?)?;
+    })?;
     let attributes = Attributes::root(0o755, timestamp(clock));
     for file in &files.files {
         let path = GuestPath::absolute(format!("{esp}/{}", file.esp_path))?;
