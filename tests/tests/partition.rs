@@ -189,6 +189,30 @@ fn an_mbr_on_request() {
     }
 }
 
+#[test]
+fn a_block_device_is_divided_as_a_file_is() {
+    let layout = json!({"wipe_table": true, "partitions": [
+        {"label": "boot", "size_mib": 64, "filesystem": {"format": "ext2"}},
+        {"label": "data", "filesystem": {"format": "ext4"}},
+    ]});
+    for block in [512, 4096] {
+        let file = Disk::new(200 * MIB, block);
+        divide(&file, &layout);
+        let disk = Disk::new(200 * MIB, block);
+        let device = LoopDevice::writable(&disk, 0, disk.size());
+        let path = disk.folder.path().join("layout.json");
+        std::fs::write(&path, layout.to_string()).unwrap();
+        let arguments = ["partition", &device.path, "--layout", path.to_str().unwrap(), "--id", "a-layout"];
+        let output = Command::new(uvm()).args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        drop(device);
+        assert_eq!(extents(&disk), extents(&file));
+        assert!(disk.read(0, MIB) == file.read(0, MIB));
+        run("e2fsck", &["-fn", &part(&disk, 1).path]);
+        run("e2fsck", &["-fn", &part(&disk, 2).path]);
+    }
+}
+
 /// A disk that sgdisk divided, with files on partition 5.
 fn foreign(block: u32) -> Disk {
     let disk = blank(512 * MIB, block);

@@ -32,5 +32,19 @@ pub(super) fn execute(context: &Context<'_>, layout: &Layout) -> Result<JobResul
     }
     context.step(COMMIT, || table::commit(&target, layout))?;
     context.progress.set_complete();
+    drop(target);
+    let_the_kernel_look(context);
     Ok(JobResult::Partition { partitions: layout.placed.len(), formatted, verified_bytes })
+}
+
+/// The kernel of a host has the old partitions in mind until it looks again. The disk is complete whatever it says.
+fn let_the_kernel_look(context: &Context<'_>) {
+    let looked = context.open_target_for_kernel().and_then(|block| match block.is_block_device() {
+        true => block.reread_partition_table().map_err(|error| JobError::from_source(&error)),
+        false => Ok(()),
+    });
+    if let Err(error) = looked {
+        let why = std::iter::once(error.detail).chain(error.causes).collect::<Vec<_>>().join(": ");
+        context.progress.note(format!("the kernel has not read the new table: {why}"));
+    }
 }

@@ -179,7 +179,7 @@ fn an_mbr_has_four_partitions_and_ends_at_two_tebibytes() {
     let kinds: Vec<(u8, bool)> = mbr.partitions.iter().map(|p| (p.kind, p.bootable)).collect();
     assert_eq!(kinds, [(0x83, true), (0x82, false), (0x83, false)]);
     assert_eq!(mbr.partitions[2].ending_lba(), (1 << 32) - 1);
-    let five = format!(r#"{{"table": "mbr", "partitions": [{}]}}"#, vec![r#"{"size_mib": 1}"#; 5].join(","));
+    let five = format!(r#"{{"table": "mbr", "partitions": [{}]}}"#, [r#"{"size_mib": 1}"#; 5].join(","));
     let error = lay_out(&disk(&five), Purpose::Partitions, None, &geometry, "job").unwrap_err();
     assert_eq!(error.detail, "5 partitions: this table has room for 4");
 }
