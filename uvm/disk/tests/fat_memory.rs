@@ -1,0 +1,68 @@
+//! What a FAT volume under construction takes of memory: as much for each file as `fat` says, nothing for contents.
+//! The only test of its binary, so that nothing else allocates.
+#![allow(clippy::unwrap_used)]
+
+use std::alloc::System;
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use cap::Cap;
+use uvm_disk::fat::{FatBuilder, FatOptions};
+use uvm_disk::{BlockDevice, Geometry};
+
+#[global_allocator]
+static ALLOCATOR: Cap<System> = Cap::new(System, usize::MAX);
+
+/// As `fat` states it, beside twice the name.
+const BYTES_PER_FILE: usize = 150;
+
+/// A device that keeps nothing.
+struct Nothing;
+
+impl BlockDevice for Nothing {
+    fn geometry(&self) -> Geometry {
+        Geometry { size: 64 << 30, logical_block_size: 512, physical_block_size: 512 }
+    }
+    fn read_at(&self, _: u64, buf: &mut [u8]) -> io::Result<()> {
+        buf.fill(0);
+        Ok(())
+    }
+    fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+    fn write_zeroes(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn memory_grows_by_the_stated_bytes_per_file() {
+    let mut builder = FatBuilder::new(Arc::new(Nothing), FatOptions::default()).unwrap();
+    let root = builder.root();
+    let before = ALLOCATOR.allocated();
+    let (dirs, files) = (34, 1000);
+    for dir in 0..dirs {
+        let dir = builder.create_dir(root, &format!("directory {dir:06}"), 0).unwrap();
+        for file in 0..files {
+            let name = format!("a name {file:09}");
+            builder.create_file(dir, &name, 3, &mut &b"abc"[..], 0).unwrap();
+        }
+    }
+    let grown = ALLOCATOR.allocated() - before;
+    let each = grown / (dirs * files);
+    assert!(each <= BYTES_PER_FILE + 2 * 16, "{each} bytes a file");
+    // 16 MiB of contents leave nothing behind but one file.
+    let before = ALLOCATOR.allocated();
+    let size = 16 << 20;
+    builder.create_file(root, "large", size, &mut io::repeat(7).take(size), 0).unwrap();
+    let grown = ALLOCATOR.allocated() - before;
+    assert!(grown < 8192, "{grown} bytes for one file");
+    println!("{each} bytes a file");
+    builder.finish().unwrap();
+}
