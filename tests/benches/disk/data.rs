@@ -42,7 +42,8 @@ impl Data {
         let full = made(&folder.join(format!("full-{VERSION}.img")), make_full);
         let listed = std::process::Command::new("tar").arg("-tf").arg(&archive).output().unwrap();
         let files = listed.stdout.iter().filter(|byte| **byte == b'\n').count() as u64;
-        let version = command("mke2fs", &["-V"]).output().unwrap().stderr;
+        let version =
+            command("mke2fs", &["-V"]).stderr(std::process::Stdio::piped()).output().unwrap().stderr;
         let mke2fs = String::from_utf8_lossy(&version).lines().next().unwrap_or_default().to_owned();
         // Into the page cache.
         timed(&mut command("cat", &[text(&archive)]));

@@ -11,13 +11,13 @@ use std::path::Path;
 use std::process::Command;
 
 use data::Data;
-use measure::{Peak, command, drop_caches, median, peak_memory, timed, written};
+use measure::{Peak, command, drop_caches, median, peak_memory, settled, timed, written};
 
 const GIB: u64 = 1 << 30;
 /// ext4 on the machine that measures takes no file of 16 TiB.
 const LARGEST: u64 = 16 * 1024 * GIB - GIB;
 const FORMAT_ROUNDS: usize = 7;
-const FILL_ROUNDS: usize = 3;
+const FILL_ROUNDS: usize = 4;
 const FILLED: u64 = 4 * GIB;
 /// What filling may take, besides this much for each file.
 const FILL_MEMORY: u64 = 64 << 20;
@@ -86,9 +86,9 @@ fn format(data: &Data, name: &str, size: u64) -> Vec<Row> {
     let (mut our_times, mut peer_times) = (Vec::new(), Vec::new());
     for _ in 0..FORMAT_ROUNDS {
         blank(&image, size);
-        our_times.push(timed(&mut ours()));
+        our_times.push(settled(|| timed(&mut ours())));
         blank(&image, size);
-        peer_times.push(timed(&mut peer()));
+        peer_times.push(settled(|| timed(&mut peer())));
     }
     let (our_time, peer_time) = (median(our_times), median(peer_times));
     blank(&image, size);
@@ -123,32 +123,44 @@ fn fill(data: &Data) -> Vec<Row> {
     let size = format!("{}G", FILLED / GIB);
     let tar = text(&data.archive);
     let arguments = ["mkfs", "ext4", text(&image), "--from-tar", tar];
-    let (mut ours, mut from_tree, mut by_kernel, mut copied) =
-        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let finish = |image: &Path| timed(&mut command("sync", &[text(image)]));
-    for _ in 0..FILL_ROUNDS {
+    let ours = || {
         blank(&image, FILLED);
-        ours.push(timed(&mut uvm(&arguments)) + finish(&image));
-        let _ = std::fs::remove_file(&image);
-        let made =
-            timed(&mut command("mke2fs", &["-q", "-t", "ext4", "-d", text(&data.tree), text(&image), &size]));
-        from_tree.push(made + finish(&image));
+        settled(|| timed(&mut uvm(&arguments)) + finish(&image))
+    };
+    let from_tree = || {
+        let arguments = ["-q", "-t", "ext4", "-d", text(&data.tree), text(&image), &size];
+        settled(|| timed(&mut command("mke2fs", &arguments)) + finish(&image))
+    };
+    let by_kernel = || {
         blank(&image, FILLED);
-        let mut took = timed(&mut command("mkfs.ext4", &["-q", "-F", text(&image)]));
-        took += timed(&mut command("mount", &["-o", "loop", text(&image), text(&point)]));
         let extract = ["--xattrs", "--xattrs-include=*", "--numeric-owner", "-xpf", tar, "-C", text(&point)];
-        took += timed(&mut command("tar", &extract));
-        took += timed(&mut command("umount", &[text(&point)]));
-        by_kernel.push(took + finish(&image));
-        let _ = std::fs::remove_file(&image);
+        settled(|| {
+            timed(&mut command("mkfs.ext4", &["-q", "-F", text(&image)]))
+                + timed(&mut command("mount", &["-o", "loop", text(&image), text(&point)]))
+                + timed(&mut command("tar", &extract))
+                + timed(&mut command("umount", &[text(&point)]))
+                + finish(&image)
+        })
+    };
+    let copied = || {
         let (source, target) = (format!("if={tar}"), format!("of={}", text(&image)));
-        copied.push(timed(&mut command("dd", &[&source, &target, "bs=4M", "conv=fsync", "status=none"])));
+        settled(|| timed(&mut command("dd", &[&source, &target, "bs=4M", "conv=fsync", "status=none"])))
+    };
+    let contenders: [&dyn Fn() -> f64; 4] = [&ours, &from_tree, &by_kernel, &copied];
+    let mut times = [const { Vec::new() }; 4];
+    for round in 0..FILL_ROUNDS {
+        // Who comes first changes: a disk may have a burst to give that the last one finds used up.
+        for place in 0..contenders.len() {
+            let which = (round + place) % contenders.len();
+            let _ = std::fs::remove_file(&image);
+            times[which].push(contenders[which]());
+        }
     }
     blank(&image, FILLED);
     let peak = peak_memory(&mut uvm(&arguments));
     std::fs::remove_file(&image).unwrap();
-    let (ours, from_tree, by_kernel, copied) =
-        (median(ours), median(from_tree), median(by_kernel), median(copied));
+    let [ours, from_tree, by_kernel, copied] = times.map(median);
     let faster = from_tree.min(by_kernel);
     let row = |name: &str, peer: f64, goal: f64, note: String| Row {
         name: name.to_owned(),

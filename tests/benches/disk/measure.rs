@@ -8,7 +8,8 @@ pub(crate) fn command(tool: &str, arguments: &[&str]) -> Command {
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let mut command = Command::new("env");
     command.arg(format!("PATH={path}")).args(["LC_ALL=C", tool]).args(arguments);
-    command.stdin(Stdio::null()).stdout(Stdio::null());
+    // e2image and mke2fs name themselves there.
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
 
@@ -19,6 +20,12 @@ pub(crate) fn timed(command: &mut Command) -> f64 {
     let took = begun.elapsed();
     assert!(status.success(), "{command:?}: {status}");
     took.as_secs_f64()
+}
+
+/// Measures once what was written before has reached the disk.
+pub(crate) fn settled(measure: impl FnOnce() -> f64) -> f64 {
+    assert!(Command::new("sync").status().unwrap().success());
+    measure()
 }
 
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
