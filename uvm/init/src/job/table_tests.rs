@@ -25,7 +25,10 @@ fn spec(text: &str) -> DiskSpec {
 
 fn planned(device: &FaultDevice, text: &str) -> Layout {
     let probe = uvm_disk::probe::probe(device).unwrap();
-    let table = gpt::read(device).ok().map(|read| Table::Gpt(read.table));
+    let table = match gpt::read(device) {
+        Ok(read) => Some(Table::Gpt(read.table)),
+        Err(_) => mbr::read(device).unwrap().map(Table::Mbr),
+    };
     let existing = Existing { probe, table, blank_edges: true };
     lay_out(&spec(text), Purpose::Partitions, Some(&existing), &device.geometry(), "job").unwrap()
 }
@@ -87,5 +90,42 @@ fn a_kept_partition_is_in_the_table_at_every_cut() {
         assert!(faults >= 30, "{faults}");
         // Before and after the system has its entry, in between it has none.
         assert_eq!(seen.borrow().len(), 2, "{seen:?}");
+    }
+}
+
+#[test]
+fn an_mbr_keeps_a_partition_at_every_cut() {
+    for block in [512, 4096] {
+        let device = FaultDevice::new(64 * MIB, block);
+        let layout =
+            planned(&device, r#"{"table": "mbr", "partitions": [{"size_mib": 8}, {"size_mib": 8}]}"#);
+        let target: Device = device.clone();
+        clear(&target, &layout).unwrap();
+        commit(&target, &layout).unwrap();
+        target.write_at(9 * MIB, b"precious").unwrap();
+        target.flush().unwrap();
+
+        let second = r#"{"table": "mbr", "partitions": [
+            {"number": 1, "size_mib": 4, "wipe_partition_entry": true}, {"number": 2, "resize": true}]}"#;
+        let layout = planned(&device, second);
+        let seen = RefCell::new(BTreeSet::new());
+        let operation = |device| operate(device, &layout);
+        let faults = every_fault(&device, 64 * MIB, &operation, &|survivor, write, fault| {
+            let table = mbr::read(survivor).unwrap().unwrap_or_else(|| panic!("{write} {fault:?}"));
+            let data = table.partition(2).unwrap();
+            assert_eq!(data.starting_lba, 9 * MIB / u64::from(block), "{write} {fault:?}");
+            let mut bytes = [0; 8];
+            survivor.read_at(9 * MIB, &mut bytes).unwrap();
+            assert_eq!(&bytes, b"precious");
+            seen.borrow_mut().insert(table.partitions.len());
+            let again = planned(survivor, second);
+            let device = survivor.again(None, 0);
+            let target: Device = device.clone();
+            clear(&target, &again).unwrap();
+            commit(&target, &again).unwrap();
+            assert_eq!(mbr::read(&*device).unwrap().map(Table::Mbr).as_ref(), Some(&again.table));
+        });
+        assert!(faults >= 9, "{faults}");
+        assert_eq!(*seen.borrow(), BTreeSet::from([1, 2]));
     }
 }
