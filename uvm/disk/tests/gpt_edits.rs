@@ -346,6 +346,16 @@ fn damage_is_named_and_repaired() {
             no_problems(&image, block);
         }
     }
+    // A disk that grew, and whose backup only the protective MBR still leads to.
+    for block in [512, 4096] {
+        let (image, table) = three(block);
+        let grown = Image::new(2 * SIZE, block);
+        grown.write_at(0, &std::fs::read(&image.path).unwrap()).unwrap();
+        grown.write_at(u64::from(block), &[0; 512]).unwrap();
+        assert_eq!(gpt::repair(&*grown).unwrap().partitions, table.partitions);
+        assert_eq!(gpt::verify(&*grown).unwrap(), []);
+        no_problems(&grown, block);
+    }
     // Two sound copies that differ: what every reader takes counts.
     let (image, table) = three(512);
     let mut other = vec![0; 33 * 512];

@@ -310,7 +310,8 @@ fn left_behind(copies: &Copies, target: &Target<'_>) -> Vec<u64> {
     };
     let table = target.table;
     let block_size = copies.geometry.logical_block_size as usize;
-    let new_backup = target.last_lba - (old.entries.len() / block_size) as u64..=target.last_lba;
+    let blocks = (old.entries.len() / block_size) as u64;
+    let new_backup = target.last_lba.saturating_sub(blocks)..=target.last_lba;
     let in_use = |lba: &u64| {
         *lba < table.first_usable_lba
             || new_backup.contains(lba)

@@ -120,6 +120,7 @@ fn check_mirror(mirror: &MbrPartition, old: &PartitionTable, new: &PartitionTabl
 pub fn write_hybrid(device: &dyn BlockDevice, mirrors: &[Mirror]) -> Result<()> {
     let copies = locate(device)?;
     let table = &copies.valid()?.table;
+    table.validate(&copies.geometry)?;
     if mirrors.is_empty() || mirrors.len() > MAX_MIRRORS {
         let context =
             format!("{} partitions in a hybrid MBR: 1 to {MAX_MIRRORS} are possible", mirrors.len());

@@ -1,5 +1,6 @@
 //! Both copies of a table, as they are found on a device.
 
+use super::guard::{self, Guard};
 use super::header::{Header, SIGNATURE};
 use super::{ALIGNMENT, PartitionTable};
 use crate::field::{expect, flush, read as read_bytes, write as write_bytes};
@@ -183,6 +184,9 @@ pub fn read(device: &dyn BlockDevice) -> Result<ReadTable> {
     problems.extend(table.problems());
     for p in table.partitions.iter().filter(|p| p.ending_lba > last_lba) {
         problems.push(format!("partition {} ends beyond the device", p.number));
+    }
+    if let Guard::Foreign(what) = guard::look(&copies.lba0, copies.geometry.blocks()) {
+        problems.push(what);
     }
     let (primary_ok, backup_ok) = (primary.is_some(), backup.is_some() && !displaced && !differ);
     Ok(ReadTable { table, primary_ok, backup_ok, problems })

@@ -75,6 +75,12 @@ impl Mbr {
         if p.blocks == 0 || first == 0 {
             problems.push(format!("partition {} has {} blocks at LBA {first}", p.number, p.blocks));
         }
+        if p.is_logical() && p.record_lba >= first {
+            problems.push(format!(
+                "partition {} at LBA {first} is not behind its record, {}",
+                p.number, p.record_lba
+            ));
+        }
         if p.blocks > u64::from(u32::MAX) || first > u64::from(u32::MAX) {
             problems.push(format!(
                 "partition {} has {} blocks at LBA {first}: an MBR counts to {}",
