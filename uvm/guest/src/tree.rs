@@ -1,6 +1,7 @@
 //! The trait that carries all work on a guest's files, and what can be said in terms of it alone.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
+use std::ops::Range;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::path::GuestPath;
@@ -108,6 +109,19 @@ pub trait GuestTree {
         contents: &mut dyn Read,
     ) -> Result<()>;
 
+    /// A new file as [`GuestTree::write`] makes it, with `data` only in these ranges of it, ascending and apart;
+    /// `contents` has those one behind the other. The rest is zeros, which a tree that knows holes does not write.
+    fn write_sparse(
+        &mut self,
+        path: &GuestPath,
+        attributes: Attributes,
+        size: u64,
+        data: &[Range<u64>],
+        contents: &mut dyn Read,
+    ) -> Result<()> {
+        self.write(path, attributes, size, &mut Holes { contents, data, position: 0, size })
+    }
+
     /// A new directory.
     fn create_dir(&mut self, path: &GuestPath, attributes: Attributes) -> Result<()>;
 
@@ -134,6 +148,38 @@ pub trait GuestTree {
 
     /// All extended attributes, in order of their names.
     fn xattrs(&self, path: &GuestPath) -> Result<Vec<(Vec<u8>, Vec<u8>)>>;
+}
+
+/// A sparse file's contents with its holes as zeros.
+struct Holes<'c> {
+    contents: &'c mut dyn Read,
+    data: &'c [Range<u64>],
+    position: u64,
+    size: u64,
+}
+
+impl Read for Holes<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let [first, rest @ ..] = self.data
+            && first.end <= self.position
+        {
+            self.data = rest;
+        }
+        let data = self.data.first().cloned().unwrap_or(self.size..self.size);
+        let in_data = data.contains(&self.position);
+        let end = if in_data { data.end } else { data.start };
+        let wanted =
+            usize::try_from(end.saturating_sub(self.position)).unwrap_or(usize::MAX).min(buffer.len());
+        let buffer = &mut buffer[..wanted];
+        let got = if in_data {
+            self.contents.read(buffer)?.min(buffer.len())
+        } else {
+            buffer.fill(0);
+            buffer.len()
+        };
+        self.position += got as u64;
+        Ok(got)
+    }
 }
 
 /// Links one path may cross, as in the kernel.

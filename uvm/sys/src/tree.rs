@@ -412,6 +412,18 @@ pub struct NewFile<'t> {
 }
 
 impl NewFile<'_> {
+    /// Leaves a hole of `bytes` and goes on behind it.
+    pub fn skip(&mut self, bytes: u64) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let position = rustix::fs::tell(&self.file).map_err(|e| failed("extending", &self.path, e))?;
+        let end = position.saturating_add(bytes);
+        rustix::fs::ftruncate(&self.file, end).map_err(|e| failed("extending", &self.path, e))?;
+        let sought = rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Start(end));
+        sought.map(|_| ()).map_err(|e| failed("extending", &self.path, e))
+    }
+
     /// Gives the file its attributes, makes it durable, and only then its name: whoever had the name before, the
     /// name leads to the old contents or to all of the new, whenever the power goes.
     pub fn commit(mut self, attributes: FileAttributes) -> Result<()> {

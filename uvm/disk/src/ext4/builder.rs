@@ -166,15 +166,17 @@ impl Ext4Builder {
         self.layout.offset(extent.logical())..self.layout.offset(extent.logical() + blocks)
     }
 
-    /// Streams `size` bytes to the device and adds where they went to `extents`, also when it fails.
+    /// Streams `size` bytes to the device as a file's contents from its block `first`, and adds where they went
+    /// to `extents`, also when it fails.
     pub(super) fn write_contents(
         &mut self,
+        first: u64,
         size: u64,
         contents: &mut dyn Read,
         extents: &mut Vec<Extent>,
     ) -> Result<()> {
         let block_size = self.layout.block_size as usize;
-        let mut run = Undecided { zeros: 0, logical: 0, in_hole: false };
+        let mut run = Undecided { zeros: 0, logical: first, in_hole: false };
         let mut position = 0;
         while position < size {
             let length = (WINDOW as u64).min(size - position) as usize;

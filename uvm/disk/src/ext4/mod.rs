@@ -35,6 +35,7 @@ mod layout;
 mod mapping;
 mod names;
 mod options;
+mod sparse;
 mod state;
 mod superblock;
 mod volume;

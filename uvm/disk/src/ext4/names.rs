@@ -2,11 +2,13 @@
 
 use std::hash::RandomState;
 use std::io::Read;
+use std::ops::Range;
 
 use super::builder::{Ext4Builder, ROOT, gone, ino};
 use super::dir::{Directory, check_name, grow};
 use super::inode::{Attributes, Body, Ino, Inode, MOST_LINKS, NodeKind, check_attributes};
 use super::layout::FIRST_INODE;
+use super::sparse;
 use crate::{Error, ErrorKind, Result};
 
 /// A target this long still fits the inode.
@@ -37,13 +39,32 @@ impl Ext4Builder {
         size: u64,
         contents: &mut dyn Read,
     ) -> Result<Ino> {
-        let largest = self.layout.largest_file();
-        if size > largest {
-            let context = format!("a file of {size} bytes is larger than this file system's {largest}");
-            return Err(Error::new(ErrorKind::Invalid, context));
-        }
         self.check_new(dir, name, &attributes)?;
-        self.create_mapped(dir, name, NodeKind::File, attributes, size, contents)
+        let data = 0..size;
+        self.create_mapped(dir, name, NodeKind::File, attributes, size, std::slice::from_ref(&data), contents)
+    }
+
+    /// Creates a file of `size` bytes whose contents are only in the ranges of `data`, ascending and apart;
+    /// `contents` gives those one after the other. The rest is a hole, which costs neither time nor room.
+    pub fn create_sparse_file(
+        &mut self,
+        dir: Ino,
+        name: &[u8],
+        attributes: Attributes,
+        size: u64,
+        data: &[Range<u64>],
+        contents: &mut dyn Read,
+    ) -> Result<Ino> {
+        self.check_new(dir, name, &attributes)?;
+        let mut end = 0;
+        for range in data {
+            if range.start < end || range.end < range.start || range.end > size {
+                let context = format!("a file of {size} bytes cannot have data at {range:?} behind {end}");
+                return Err(Error::new(ErrorKind::Invalid, context));
+            }
+            end = range.end;
+        }
+        self.create_mapped(dir, name, NodeKind::File, attributes, size, data, contents)
     }
 
     /// Creates an empty directory.
@@ -80,7 +101,9 @@ impl Ext4Builder {
         }
         if target.len() > FAST_SYMLINK {
             let size = target.len() as u64;
-            return self.create_mapped(dir, name, NodeKind::Symlink, attributes, size, &mut &*target);
+            let all = 0..size;
+            let data = std::slice::from_ref(&all);
+            return self.create_mapped(dir, name, NodeKind::Symlink, attributes, size, data, &mut &*target);
         }
         let number = self.take_inode()?;
         self.place(dir, name, number, NodeKind::Symlink, attributes, Body::FastSymlink(target.into()))
@@ -185,6 +208,7 @@ impl Ext4Builder {
     }
 
     /// A file or link with blocks: streams first, names last.
+    #[expect(clippy::too_many_arguments, reason = "what a file is, and where its bytes come from")]
     fn create_mapped(
         &mut self,
         dir: Ino,
@@ -192,11 +216,21 @@ impl Ext4Builder {
         kind: NodeKind,
         attributes: Attributes,
         size: u64,
+        data: &[Range<u64>],
         contents: &mut dyn Read,
     ) -> Result<Ino> {
+        let largest = self.layout.largest_file();
+        if size > largest {
+            let context = format!("a file of {size} bytes is larger than this file system's {largest}");
+            return Err(Error::new(ErrorKind::Invalid, context));
+        }
         let number = self.take_inode()?;
         let mut extents = Vec::new();
-        let written = self.write_contents(size, contents, &mut extents);
+        let written = sparse::runs(data, size, u64::from(self.layout.block_size)).try_for_each(|run| {
+            let first = run.bytes.start / u64::from(self.layout.block_size);
+            let mut padded = sparse::Padded::new(&run, contents);
+            self.write_contents(first, run.bytes.end - run.bytes.start, &mut padded, &mut extents)
+        });
         let runs: Vec<_> = extents.iter().map(|extent| extent.physical()).collect();
         let map = match written.and_then(|()| self.build_map(number, extents)) {
             Ok(map) => map,

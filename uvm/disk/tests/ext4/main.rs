@@ -8,6 +8,7 @@ mod htree;
 mod judge;
 mod kernel;
 mod model;
+mod sparse;
 
 use std::io::Read;
 use std::sync::Arc;

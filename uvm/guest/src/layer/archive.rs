@@ -1,11 +1,12 @@
 //! The tar stream beneath a layer: headers, PAX records, sparse maps, contents and the end marker.
 //!
-//! POSIX.1-2017 `pax` (ustar and PAX), GNU tar's long names, old GNU sparse and PAX sparse 1.0. The `tar` crate
+//! POSIX.1-2017 `pax` (ustar and PAX), GNU tar's long names, old GNU sparse and PAX sparse 0.0, 0.1 and 1.0.
+//! The `tar` crate
 //! reads the header's fields. The loop around it is ours: the crate takes an early end for the end of the
 //! archive, splits PAX records at newlines inside a value, and reads extended headers without a limit.
 
 use std::io::{self, Read};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
@@ -19,7 +20,7 @@ const BLOCK: u64 = 512;
 /// Longest name in a GNU long name record; a path is never longer than this.
 const MAX_LONG_NAME: u64 = 64 << 10;
 /// Extents of one sparse file: 4 MiB of memory.
-const MAX_EXTENTS: usize = 256 << 10;
+pub(super) const MAX_EXTENTS: usize = 256 << 10;
 /// Zeroes after the end marker. Writers pad to their blocking factor, which is far less.
 const MAX_PADDING: u64 = 64 << 20;
 /// Bytes of the stream between two reports of progress.
@@ -46,8 +47,8 @@ pub(super) struct Entry {
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// Bytes of the file as the guest sees it, holes included.
     pub(super) size: u64,
-    /// Where the stored bytes belong: (offset, length), ascending.
-    extents: Vec<(u64, u64)>,
+    /// Where the stored bytes belong, ascending and apart; the rest is a hole.
+    pub(super) data: Vec<Range<u64>>,
     /// Bytes after the contents, up to the next block.
     padding: u64,
 }
@@ -73,6 +74,7 @@ impl<'a> Archive<'a> {
     pub(super) fn next(&mut self) -> Result<Option<Entry>> {
         let mut extended = Extended::default();
         let mut pending = false;
+        let mut room = self.limits.extended_header_bytes;
         loop {
             let mut header = Header::new_old();
             self.block(header.as_mut_bytes())?;
@@ -87,7 +89,8 @@ impl<'a> Archive<'a> {
             let size = header.entry_size().map_err(|e| field("size", e))?;
             match header.entry_type() {
                 EntryType::XHeader => {
-                    let records = self.extended_header(size, self.limits.extended_header_bytes)?;
+                    let records = self.extended_header(size, room)?;
+                    room -= size;
                     pax_records(&records, &mut |key, value| extended.pax(key, value))?;
                 }
                 EntryType::XGlobalHeader => {
@@ -120,13 +123,13 @@ impl<'a> Archive<'a> {
             attributes: attributes(header, &extended).map_err(named)?,
             xattrs: Vec::new(),
             size: extended.size.unwrap_or(header_size),
-            extents: Vec::new(),
+            data: Vec::new(),
             padding: 0,
             path: Vec::new(),
         };
         self.lay_out(header, &extended, &mut entry).map_err(named)?;
         self.check_size(&entry).map_err(named)?;
-        entry.xattrs = extended.xattrs;
+        entry.xattrs = extended.into_xattrs().map_err(named)?;
         entry.path = path;
         Ok(entry)
     }
@@ -142,26 +145,35 @@ impl<'a> Archive<'a> {
         }
         entry.padding = stored.wrapping_neg() % BLOCK;
         let mut map_bytes = 0;
-        if header.entry_type() == EntryType::GNUSparse {
+        let real_size =
+            || extended.sparse_real_size.ok_or_else(|| corrupt("a PAX sparse file without its size"));
+        let map = if header.entry_type() == EntryType::GNUSparse {
             let gnu = header.as_gnu().ok_or_else(|| corrupt("a sparse entry without a GNU header"))?;
-            entry.extents = self.gnu_extents(gnu)?;
             entry.size = gnu.real_size().map_err(|e| field("realsize", e))?;
+            self.gnu_extents(gnu)?
         } else if let Some((major, minor)) = &extended.sparse_version {
             if (major.as_slice(), minor.as_slice()) != (b"1", b"0") {
                 let version = format!("{}.{}", printable(major), printable(minor));
                 return Err(unsupported(format!("PAX sparse format {version}")));
             }
-            (entry.extents, map_bytes) = self.pax_extents(stored)?;
-            entry.size = extended
-                .sparse_real_size
-                .ok_or_else(|| corrupt("a PAX sparse file without GNU.sparse.realsize"))?;
-        } else if extended.sparse_old || extended.sparse_real_size.is_some() {
-            return Err(unsupported("PAX sparse format 0.0 or 0.1".to_owned()));
+            entry.size = real_size()?;
+            let (map, taken) = self.pax_extents(stored)?;
+            map_bytes = taken;
+            map
+        } else if let Some(numbers) = &extended.sparse_map {
+            if numbers.len() % 2 != 0 {
+                return Err(corrupt("a PAX sparse map that ends within a pair"));
+            }
+            entry.size = real_size()?;
+            numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect()
+        } else if extended.sparse_real_size.is_some() {
+            return Err(corrupt("a PAX sparse file without a map"));
         } else {
-            entry.extents = vec![(0, stored)];
+            entry.data = std::iter::once(0..stored).collect();
             return Ok(());
-        }
-        check_extents(&entry.extents, entry.size, stored.saturating_sub(map_bytes))
+        };
+        entry.data = check_extents(&map, entry.size, stored.saturating_sub(map_bytes))?;
+        Ok(())
     }
 
     fn gnu_extents(&mut self, gnu: &tar::GnuHeader) -> Result<Vec<(u64, u64)>> {
@@ -221,7 +233,8 @@ impl<'a> Archive<'a> {
 
     /// The contents of `entry`, which must be the last one returned.
     pub(super) fn contents<'b>(&'b mut self, entry: &'b Entry) -> Contents<'b, 'a> {
-        Contents { archive: self, entry, position: 0, extent: 0, failure: None }
+        let stored = entry.data.iter().map(|data| data.end - data.start).sum();
+        Contents { archive: self, entry, stored, left: stored, failure: None }
     }
 
     /// Reads what follows the end marker, so that a digest over the stream sees all of it.
@@ -340,12 +353,12 @@ impl<'a> Archive<'a> {
     }
 }
 
-/// A file's contents with its holes as zeroes. Keeps the reason why it failed, for a tree only sees an I/O error.
+/// A file's data without its holes. Keeps the reason why it failed, for a tree only sees an I/O error.
 pub(super) struct Contents<'b, 'a> {
     archive: &'b mut Archive<'a>,
     entry: &'b Entry,
-    position: u64,
-    extent: usize,
+    stored: u64,
+    left: u64,
     failure: Option<Error>,
 }
 
@@ -356,34 +369,24 @@ impl Contents<'_, '_> {
             return Err(failure);
         }
         written?;
-        if self.position != self.entry.size {
-            let (read, size) = (self.position, self.entry.size);
-            return Err(Error::new(ErrorKind::Io, format!("the tree took {read} of {size} bytes")));
+        if self.left != 0 {
+            let (read, stored) = (self.stored - self.left, self.stored);
+            return Err(Error::new(ErrorKind::Io, format!("the tree took {read} of {stored} bytes")));
         }
+        self.archive.state.bytes += self.entry.size - self.stored;
         let padding = usize::try_from(self.entry.padding).expect("padding is less than a block");
         self.archive.exact(&mut [0; BLOCK as usize][..padding])
     }
 
     fn read_part(&mut self, buffer: &mut [u8]) -> Result<usize> {
-        while self.entry.extents.get(self.extent).is_some_and(|(start, len)| self.position >= start + len) {
-            self.extent += 1;
-        }
-        let (start, len) = self.entry.extents.get(self.extent).copied().unwrap_or((self.entry.size, 0));
-        let hole = self.position < start;
-        let end = if hole { start } else { start + len };
-        let wanted = usize::try_from(end - self.position).unwrap_or(usize::MAX).min(buffer.len());
+        let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
         let buffer = &mut buffer[..wanted];
-        let read = if hole {
-            buffer.fill(0);
-            wanted
-        } else {
-            self.archive.read_some(buffer)?
-        };
+        let read = self.archive.read_some(buffer)?;
         if read == 0 && wanted > 0 {
             // Says what is missing, and where.
             self.archive.exact(buffer)?;
         }
-        self.position += read as u64;
+        self.left -= read as u64;
         self.archive.state.bytes += read as u64;
         Ok(read)
     }
@@ -455,24 +458,27 @@ fn gnu_extents_into(sparse: &[GnuSparseHeader], extents: &mut Vec<(u64, u64)>) -
     Ok(())
 }
 
-/// Ascending, inside the file, and together exactly the stored bytes.
-fn check_extents(extents: &[(u64, u64)], size: u64, stored: u64) -> Result<()> {
-    let (mut end, mut sum) = (0, 0u64);
+/// The map as ranges: ascending, inside the file, and together exactly the stored bytes.
+fn check_extents(extents: &[(u64, u64)], size: u64, stored: u64) -> Result<Vec<Range<u64>>> {
+    if extents.len() > MAX_EXTENTS {
+        return Err(Error::new(ErrorKind::TooLarge, "a sparse file has too many extents"));
+    }
+    let (mut previous, mut sum) = (0, 0u64);
+    let mut data = Vec::with_capacity(extents.len());
     for (offset, length) in extents {
-        if *offset < end {
+        if *offset < previous {
             return Err(corrupt("the extents of a sparse file overlap"));
         }
-        end = offset
-            .checked_add(*length)
-            .filter(|end| *end <= size)
-            .ok_or_else(|| corrupt("an extent of a sparse file lies beyond its size"))?;
+        let end = offset.checked_add(*length).filter(|end| *end <= size);
+        previous = end.ok_or_else(|| corrupt("an extent of a sparse file lies beyond its size"))?;
         // Cannot overflow: the extents are disjoint and lie below `size`.
         sum += length;
+        data.push(*offset..previous);
     }
     if sum != stored {
         return Err(corrupt("the map of a sparse file and its stored bytes disagree"));
     }
-    Ok(())
+    Ok(data)
 }
 
 pub(super) fn corrupt(context: &str) -> Error {

@@ -3,11 +3,12 @@
 //! OCI image specification, "Image Layer Filesystem Changeset". An entry replaces what lower layers put under its
 //! name, a directory merges with a directory, `.wh.name` removes what lower layers call `name`, and `.wh..wh..opq`
 //! empties its directory of what came from below. Every owner, mode, time, link, device node and extended
-//! attribute arrives as the archive has it. POSIX ACLs are taken from `SCHILY.xattr.system.*` alone.
+//! attribute arrives as the archive has it; ACLs also from the text that archivers write.
 //!
 //! The archive is hostile: an entry may only name places beneath the root that are reached without a link. The
 //! first entry that does otherwise ends the layer.
 
+mod acl;
 mod archive;
 mod pax;
 #[cfg(test)]
@@ -73,6 +74,8 @@ pub struct LayerSummary {
     pub stream_bytes: u64,
 }
 
+/// Paths of a layer's directories, all together: a million of 100 bytes.
+const MAX_DIRECTORY_BYTES: usize = 100 << 20;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
@@ -95,6 +98,7 @@ pub fn apply(
         ours: HashSet::new(),
         hasher: RandomState::new(),
         directories: BTreeMap::new(),
+        directory_bytes: 0,
         parent: None,
         summary: LayerSummary::default(),
     };
@@ -128,6 +132,7 @@ struct Layer<'t> {
     hasher: RandomState,
     /// What each directory this layer named or changed must say in the end: work on its entries may touch it.
     directories: BTreeMap<GuestPath, Attributes>,
+    directory_bytes: usize,
     /// The directory of the last entry, already known to be reached without a link. Nothing on its way can be
     /// replaced later, for all of it is in `ours`.
     parent: Option<GuestPath>,
@@ -140,7 +145,7 @@ impl Layer<'_> {
         match path.name() {
             None if entry.item == Item::Directory => {
                 self.summary.entries += 1;
-                self.directories.insert(path.clone(), entry.attributes);
+                self.note(&path, entry.attributes)?;
                 return self.xattrs(&path, entry);
             }
             None => return Err(Error::new(ErrorKind::UnsafePath, "the root of the tree is a directory")),
@@ -172,8 +177,7 @@ impl Layer<'_> {
             None => self.tree.create_dir(path, entry.attributes)?,
         }
         self.ours.insert(self.hash(path));
-        self.directories.insert(path.clone(), entry.attributes);
-        Ok(())
+        self.note(path, entry.attributes)
     }
 
     fn other(&mut self, archive: &mut Archive<'_>, path: &GuestPath, entry: &Entry) -> Result<()> {
@@ -189,7 +193,11 @@ impl Layer<'_> {
         match &entry.item {
             Item::File => {
                 let mut contents = archive.contents(entry);
-                let written = self.tree.write(path, entry.attributes, entry.size, &mut contents);
+                let (attributes, size) = (entry.attributes, entry.size);
+                let written = match &entry.data[..] {
+                    [all] if *all == (0..size) => self.tree.write(path, attributes, size, &mut contents),
+                    data => self.tree.write_sparse(path, attributes, size, data, &mut contents),
+                };
                 contents.finish(written)?;
             }
             Item::Symlink => self.tree.symlink(path, symlink_target(entry)?, entry.attributes)?,
@@ -276,18 +284,18 @@ impl Layer<'_> {
         if self.parent.as_ref() == Some(&parent) {
             return Ok(());
         }
-        if !self.reach(&parent)? {
-            let attributes = Attributes::root(0o755, entry.attributes.mtime);
-            let mut current = GuestPath::root();
-            for component in parent.components() {
-                let above = current.clone();
-                current = current.join(component)?;
-                if self.tree.metadata(&current)?.is_none() {
-                    self.remember(&above)?;
-                    self.tree.create_dir(&current, attributes)?;
-                    self.directories.insert(current.clone(), attributes);
-                }
-            }
+        let attributes = Attributes::root(0o755, entry.attributes.mtime);
+        let mut missing = Vec::new();
+        let mut current = parent.clone();
+        while !self.reach(&current)? {
+            let above = current.parent().expect("the root is always there");
+            missing.push(std::mem::replace(&mut current, above));
+        }
+        for directory in missing.into_iter().rev() {
+            self.remember(&current)?;
+            self.tree.create_dir(&directory, attributes)?;
+            self.note(&directory, attributes)?;
+            current = directory;
         }
         self.remember(&parent)?;
         let mut above = Some(parent.clone());
@@ -300,6 +308,12 @@ impl Layer<'_> {
 
     /// Whether a directory is there, reached without a link. A link or a file on the way is an error.
     fn reach(&self, directory: &GuestPath) -> Result<bool> {
+        match self.tree.metadata(directory) {
+            Ok(None) => return Ok(false),
+            Ok(Some(metadata)) if metadata.kind == Kind::Directory => return Ok(true),
+            _ => {}
+        }
+        // Names the component, which costs a walk for each.
         let mut current = GuestPath::root();
         for component in directory.components() {
             current = current.join(component)?;
@@ -323,7 +337,20 @@ impl Layer<'_> {
         if !self.directories.contains_key(directory)
             && let Some(metadata) = self.tree.metadata(directory)?
         {
-            self.directories.insert(directory.clone(), metadata.attributes);
+            self.note(directory, metadata.attributes)?;
+        }
+        Ok(())
+    }
+
+    /// What a directory must say in the end.
+    fn note(&mut self, directory: &GuestPath, attributes: Attributes) -> Result<()> {
+        if self.directories.insert(directory.clone(), attributes).is_none() {
+            self.directory_bytes += directory.as_bytes().len();
+            if self.directory_bytes > MAX_DIRECTORY_BYTES {
+                let context =
+                    format!("the paths of its directories take more than {MAX_DIRECTORY_BYTES} bytes");
+                return Err(Error::new(ErrorKind::TooLarge, context));
+            }
         }
         Ok(())
     }

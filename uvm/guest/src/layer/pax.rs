@@ -1,9 +1,18 @@
 //! PAX extended header records (POSIX.1-2017 `pax`, "pax Header Block").
 
+use std::collections::BTreeSet;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+
+use super::acl::acl;
 use super::archive::{corrupt, unsupported};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::path::printable;
 use crate::tree::Timestamp;
+
+/// Extended attributes of one entry: more than any file system's block has room for.
+const MAX_XATTRS: usize = 1000;
 
 /// What PAX records and GNU long names say about the entry after them.
 #[derive(Default)]
@@ -18,7 +27,10 @@ pub(super) struct Extended {
     pub(super) sparse_name: Option<Vec<u8>>,
     pub(super) sparse_version: Option<(Vec<u8>, Vec<u8>)>,
     pub(super) sparse_real_size: Option<u64>,
-    pub(super) sparse_old: bool,
+    /// Offset and length in turn: PAX sparse 0.0 and 0.1.
+    pub(super) sparse_map: Option<Vec<u64>>,
+    /// As libarchive says them, for those that say nothing else.
+    other_xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Extended {
@@ -42,15 +54,87 @@ impl Extended {
             b"GNU.sparse.minor" => {
                 self.sparse_version.get_or_insert_default().1 = value.to_vec();
             }
-            _ if key.starts_with(b"GNU.sparse.") => self.sparse_old = true,
+            b"GNU.sparse.size" => self.sparse_real_size = number()?,
+            // A count of what follows, which speaks for itself.
+            b"GNU.sparse.numblocks" => self.sparse_map = Some(Vec::new()),
+            b"GNU.sparse.offset" => self.sparse_number(value, 0)?,
+            b"GNU.sparse.numbytes" => self.sparse_number(value, 1)?,
+            b"GNU.sparse.map" => {
+                let numbers = value.split(|byte| *byte == b',').filter(|_| !value.is_empty());
+                // An extended header, which the caller limits, holds fewer numbers than bytes.
+                self.sparse_map = Some(numbers.map(decimal).collect::<Result<_>>()?);
+            }
+            _ if key.starts_with(b"GNU.sparse.") => {
+                return Err(unsupported(format!("the PAX record {}", printable(key))));
+            }
+            b"SCHILY.realsize" => return Err(unsupported("a sparse file of star's own format".to_owned())),
+            b"SCHILY.acl.access" => self.acl(b"system.posix_acl_access", value)?,
+            b"SCHILY.acl.default" => self.acl(b"system.posix_acl_default", value)?,
+            b"SCHILY.acl.ace" => return Err(unsupported("an ACL of NFS version 4".to_owned())),
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                     self.xattrs.push((xattr_name(name)?, value.to_vec()));
+                } else if let Some(name) = key.strip_prefix(b"LIBARCHIVE.xattr.") {
+                    self.other_xattrs.push((url_decoded(name)?, base64_decoded(value)?));
                 }
             }
         }
         Ok(())
     }
+
+    /// PAX sparse 0.0: offsets and lengths in turn, each a record of its own.
+    fn sparse_number(&mut self, value: &[u8], turn: usize) -> Result<()> {
+        let map = self.sparse_map.get_or_insert_default();
+        if map.len() % 2 != turn {
+            return Err(corrupt("offsets and lengths of a PAX sparse map do not take turns"));
+        }
+        map.push(decimal(value)?);
+        Ok(())
+    }
+
+    fn acl(&mut self, name: &[u8], text: &[u8]) -> Result<()> {
+        if let Some(value) = acl(text)? {
+            self.other_xattrs.push((name.to_vec(), value));
+        }
+        Ok(())
+    }
+
+    /// The extended attributes. Archivers say some in two ways; `SCHILY.xattr` has the bytes themselves.
+    pub(super) fn into_xattrs(mut self) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let said: BTreeSet<Vec<u8>> = self.xattrs.iter().map(|(name, _)| name.clone()).collect();
+        self.xattrs.extend(self.other_xattrs.into_iter().filter(|(name, _)| !said.contains(name)));
+        if self.xattrs.len() > MAX_XATTRS {
+            let count = self.xattrs.len();
+            return Err(Error::new(ErrorKind::TooLarge, format!("{count} extended attributes")));
+        }
+        Ok(self.xattrs)
+    }
+}
+
+/// libarchive's name of an attribute: every unusual byte as `%XX`.
+fn url_decoded(encoded: &[u8]) -> Result<Vec<u8>> {
+    let mut name = Vec::with_capacity(encoded.len());
+    let mut rest = encoded;
+    while let Some((first, tail)) = rest.split_first() {
+        let digits = tail.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.filter(|_| *first == b'%').and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                name.push(byte);
+                rest = &tail[2..];
+            }
+            None => {
+                name.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    check_xattr_name(name)
+}
+
+/// libarchive leaves the padding out.
+fn base64_decoded(text: &[u8]) -> Result<Vec<u8>> {
+    let end = text.iter().rposition(|byte| *byte != b'=').map_or(0, |last| last + 1);
+    STANDARD_NO_PAD.decode(&text[..end]).map_err(|_| corrupt("an extended attribute that is not base64"))
 }
 
 /// GNU tar writes `=` and `%` in the name of an attribute as `%3D` and `%25`.
@@ -66,6 +150,10 @@ fn xattr_name(encoded: &[u8]) -> Result<Vec<u8>> {
         name.push(byte);
         rest = after;
     }
+    check_xattr_name(name)
+}
+
+fn check_xattr_name(name: Vec<u8>) -> Result<Vec<u8>> {
     if name.is_empty() || name.len() > 255 || name.contains(&0) {
         return Err(corrupt(&format!("the extended attribute's name {} is impossible", printable(&name))));
     }
@@ -166,6 +254,10 @@ mod tests {
     #[test]
     fn names_of_attributes_are_decoded() {
         assert_eq!(xattr_name(b"user.a%3Db%25c%2").unwrap(), b"user.a=b%c%2");
+        assert_eq!(url_decoded(b"user.a%3db%C3%A4%2").unwrap(), b"user.a=b\xC3\xA4%2");
+        assert_eq!(base64_decoded(b"AP9h").unwrap(), b"\0\xFFa");
+        assert_eq!(base64_decoded(b"YQ==").unwrap(), base64_decoded(b"YQ").unwrap());
+        assert!(base64_decoded(b"!").is_err());
         assert!(xattr_name(b"").is_err() && xattr_name(&[b'a'; 256]).is_err());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::Path;
@@ -112,6 +112,8 @@ fn gnu_tar_in_every_format() {
     for (options, fraction) in [
         (&["--format=pax", "--xattrs", "-c", "."][..], true),
         (&["--format=pax", "--xattrs", "--sparse", "--sparse-version=1.0", "-c", "."][..], true),
+        (&["--format=pax", "--xattrs", "--sparse", "--sparse-version=0.0", "-c", "."][..], true),
+        (&["--format=pax", "--xattrs", "--sparse", "--sparse-version=0.1", "-c", "."][..], true),
         (&["--format=gnu", "-c", "."][..], false),
         (&["--format=gnu", "--sparse", "-c", "."][..], false),
     ] {
@@ -158,15 +160,92 @@ fn owners_beyond_octal_and_device_nodes() {
 }
 
 #[test]
-fn pax_sparse_0_is_refused_by_name() {
-    let sample = sample();
-    for version in ["0.0", "0.1"] {
-        let version = format!("--sparse-version={version}");
-        let stream = gnu_tar(sample.path(), &["--format=pax", "--sparse", &version, "-c", "sparse"]);
-        let error = unpack(&mut MemoryTree::new(), &stream).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unsupported);
-        assert!(error.to_string().contains("sparse"), "{error}");
+fn a_hundred_gibibytes_of_hole_take_no_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let sparse = fs::File::create(directory.path().join("disk")).unwrap();
+    sparse.set_len(100 << 30).unwrap();
+    sparse.write_all_at(&[1; 4096], 70 << 30).unwrap();
+    for options in [
+        &["--format=gnu"][..],
+        &["--format=pax", "--sparse-version=0.0"],
+        &["--format=pax", "--sparse-version=0.1"],
+        &["--format=pax", "--sparse-version=1.0"],
+    ] {
+        let stream = gnu_tar(directory.path(), &[options, &["--sparse", "-c", "disk"]].concat());
+        assert!(stream.len() < 1 << 20);
+        let mut tree = Touching(MemoryTree::new(), Vec::new());
+        let summary = apply(&mut &*stream, &mut tree, &Limits::default(), &mut |_| ControlFlow::Continue(()));
+        assert_eq!(summary.unwrap().bytes, 100 << 30);
+        let [(size, data, read)] = &tree.1[..] else { panic!("one file: {:?}", tree.1) };
+        assert_eq!((*size, *read), (100 << 30, 4096), "{options:?}");
+        let data: Vec<_> = data.iter().filter(|range| !range.is_empty()).collect();
+        assert_eq!(data, [&(70 << 30..(70 << 30) + 4096)], "{options:?}");
     }
+}
+
+#[test]
+fn attributes_as_libarchive_and_star_say_them() {
+    let records = |records: &[(&str, &str)]| {
+        let mut all = Vec::new();
+        for (key, value) in records {
+            let rest = key.len() + value.len() + 3;
+            let length = (rest..).find(|length| rest + length.to_string().len() == *length).unwrap();
+            all.extend_from_slice(format!("{length} {key}={value}\n").as_bytes());
+        }
+        pax_header(EntryType::XHeader, &all).end()
+    };
+    let xattrs = |list: &[(&str, &str)]| {
+        let mut tree = MemoryTree::new();
+        unpack(&mut tree, &records(list)).map(|_| tree.xattrs(&p("/x")).unwrap())
+    };
+    let twice = [
+        ("LIBARCHIVE.xattr.user.one%3D", "MQ"),
+        ("SCHILY.xattr.user.two", "2"),
+        ("LIBARCHIVE.xattr.user.two", "eA"),
+        ("SCHILY.acl.access", "user::rw-,user:7:r--,group::r--,mask::r--,other::---"),
+        ("SCHILY.acl.default", "user::rw-,group::r--,other::---"),
+        ("SCHILY.fflags", "nodump"),
+    ];
+    let found = xattrs(&twice).unwrap();
+    let names: Vec<_> = found.iter().map(|(name, _)| String::from_utf8_lossy(name).into_owned()).collect();
+    assert_eq!(names, ["system.posix_acl_access", "user.one=", "user.two"]);
+    assert_eq!((found[0].1.len(), &found[1].1[..], &found[2].1[..]), (4 + 5 * 8, &b"1"[..], &b"2"[..]));
+    for (key, value, kind) in [
+        ("SCHILY.acl.access", "user:joe:r--", ErrorKind::Unsupported),
+        ("SCHILY.acl.ace", "x", ErrorKind::Unsupported),
+        ("SCHILY.realsize", "5", ErrorKind::Unsupported),
+        ("GNU.sparse.numbytes", "5", ErrorKind::Corrupt),
+        ("GNU.sparse.map", "1,2,3", ErrorKind::Corrupt),
+        ("GNU.sparse.unheard", "1", ErrorKind::Unsupported),
+        ("LIBARCHIVE.xattr.user.x", "*", ErrorKind::Corrupt),
+    ] {
+        assert_eq!(xattrs(&[(key, value)]).unwrap_err().kind(), kind, "{key}");
+    }
+    let many: Vec<_> = (0..1001).map(|index| (format!("SCHILY.xattr.user.{index}"), "")).collect();
+    let many: Vec<_> = many.iter().map(|(key, value)| (key.as_str(), *value)).collect();
+    assert_eq!(xattrs(&many).unwrap_err().kind(), ErrorKind::TooLarge);
+}
+
+#[test]
+fn extended_headers_are_bounded_together() {
+    let record = [b"1048 comment=", &[b'x'; 1034][..], b"\n"].concat();
+    let header = record.repeat(700);
+    let one = Made::default().entry(EntryType::XHeader, "h", "", &header);
+    let two = Made(one.0.repeat(2)).file("x", b"x").end();
+    unpack(&mut MemoryTree::new(), &one.file("x", b"x").end()).unwrap();
+    assert_eq!(unpack(&mut MemoryTree::new(), &two).unwrap_err().kind(), ErrorKind::TooLarge);
+}
+
+#[test]
+fn deep_paths_and_many_of_them_end() {
+    // 2000 components each, in turn, so that no two entries share a directory.
+    let deep = |index: u32| format!("{}{index}/f", "a/".repeat(1998));
+    let mut made = Made::default();
+    for index in 0..20 {
+        made = made.entry(EntryType::GNULongName, "n", "", deep(index).as_bytes()).file("n", b"x");
+    }
+    let summary = unpack(&mut MemoryTree::new(), &made.end()).unwrap();
+    assert_eq!(summary.entries, 20);
 }
 
 /// A hand-made archive: any name in any field, unchecked.
@@ -380,13 +459,14 @@ fn times_of_directories_survive_work_on_their_entries() {
     let made =
         Made::default().file("etc/new", b"n").file("etc/.wh.passwd", b"").directory("d").file("d/f", b"x");
     let stream = made.end();
-    let mut touched = Touching(tree);
+    let mut touched = Touching(tree, Vec::new());
     apply(&mut &*stream, &mut touched, &Limits::default(), &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(touched.0.metadata(&p("/etc")).unwrap().unwrap().attributes, before);
     assert_eq!(touched.0.metadata(&p("/d")).unwrap().unwrap().attributes.mtime.seconds, 1_000);
 }
 
-struct Touching(MemoryTree);
+/// With the sparse files it was given: size, data, and how many bytes came of it.
+struct Touching(MemoryTree, Vec<(u64, Vec<Range<u64>>, u64)>);
 
 impl Touching {
     fn touch(&mut self, path: &GuestPath) {
@@ -422,6 +502,18 @@ impl GuestTree for Touching {
     ) -> Result<()> {
         self.0.write(path, attributes, size, contents)?;
         self.touch(path);
+        Ok(())
+    }
+    fn write_sparse(
+        &mut self,
+        _: &GuestPath,
+        _: Attributes,
+        size: u64,
+        data: &[Range<u64>],
+        contents: &mut dyn Read,
+    ) -> Result<()> {
+        let read = std::io::copy(contents, &mut std::io::sink()).unwrap();
+        self.1.push((size, data.to_vec(), read));
         Ok(())
     }
     fn create_dir(&mut self, path: &GuestPath, attributes: Attributes) -> Result<()> {

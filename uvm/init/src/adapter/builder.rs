@@ -5,6 +5,7 @@ mod fat;
 
 use std::borrow::Cow;
 use std::io::{Read, Write};
+use std::ops::Range;
 
 use uvm_guest::{Attributes, Error, ErrorKind, GuestPath, GuestTree, Kind, Metadata, Result, create_dir_all};
 
@@ -311,6 +312,18 @@ impl GuestTree for BuilderTree {
     ) -> Result<()> {
         let (tree, path) = self.part_mut(path)?;
         tree.write(&path, attributes, size, contents)
+    }
+
+    fn write_sparse(
+        &mut self,
+        path: &GuestPath,
+        attributes: Attributes,
+        size: u64,
+        data: &[Range<u64>],
+        contents: &mut dyn Read,
+    ) -> Result<()> {
+        let (tree, path) = self.part_mut(path)?;
+        tree.write_sparse(&path, attributes, size, data, contents)
     }
 
     fn create_dir(&mut self, path: &GuestPath, attributes: Attributes) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
+use std::ops::Range;
 
 use uvm_guest::{Attributes, Error, ErrorKind, GuestPath, GuestTree, Kind, Metadata, Result, Timestamp};
 use uvm_sys::{FileAttributes, FileMetadata, FileType, Tree};
@@ -176,11 +177,30 @@ impl GuestTree for MountedTree {
         size: u64,
         contents: &mut dyn Read,
     ) -> Result<()> {
+        let data = 0..size;
+        self.write_sparse(path, attributes, size, std::slice::from_ref(&data), contents)
+    }
+
+    fn write_sparse(
+        &mut self,
+        path: &GuestPath,
+        attributes: Attributes,
+        size: u64,
+        data: &[Range<u64>],
+        contents: &mut dyn Read,
+    ) -> Result<()> {
         self.note_named(path)?;
         let mut file = self.tree.create_file(path.as_bytes()).map_err(from_kernel(path))?;
-        if !copy(path, contents, &mut file, size, (ErrorKind::Source, ErrorKind::Io))? {
-            return Err(Error::new(ErrorKind::Truncated, format!("the contents of {path} ended early")));
+        let mut position = 0;
+        for range in data {
+            file.skip(range.start.saturating_sub(position)).map_err(from_kernel(path))?;
+            let length = range.end.saturating_sub(range.start);
+            if !copy(path, contents, &mut file, length, (ErrorKind::Source, ErrorKind::Io))? {
+                return Err(Error::new(ErrorKind::Truncated, format!("the contents of {path} ended early")));
+            }
+            position = range.end;
         }
+        file.skip(size.saturating_sub(position)).map_err(from_kernel(path))?;
         file.commit(attributes_to_kernel(attributes)).map_err(from_kernel(path))
     }
 

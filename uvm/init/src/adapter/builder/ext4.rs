@@ -1,6 +1,7 @@
 //! An ext4 under construction as a [`GuestTree`].
 
 use std::io::{Read, Write};
+use std::ops::Range;
 
 use uvm_disk::ext4::{Attributes as DiskAttributes, Ext4Builder, Ino, NodeKind, Timestamp as DiskTimestamp};
 use uvm_guest::{
@@ -190,11 +191,23 @@ impl GuestTree for Ext4Tree {
         size: u64,
         contents: &mut dyn Read,
     ) -> Result<()> {
+        let data = 0..size;
+        self.write_sparse(path, attributes, size, std::slice::from_ref(&data), contents)
+    }
+
+    fn write_sparse(
+        &mut self,
+        path: &GuestPath,
+        attributes: Attributes,
+        size: u64,
+        data: &[Range<u64>],
+        contents: &mut dyn Read,
+    ) -> Result<()> {
         let (dir, name) = self.named(path)?;
         let attributes = attributes_to_disk(attributes);
         let Some(old) = self.builder.lookup(dir, name).map_err(from_disk(path))? else {
             return stream(path, contents, |contents| {
-                self.builder.create_file(dir, name, attributes, size, contents).map(|_| ())
+                self.builder.create_sparse_file(dir, name, attributes, size, data, contents).map(|_| ())
             });
         };
         if self.kind(old, path)? == Kind::Directory {
@@ -203,7 +216,7 @@ impl GuestTree for Ext4Tree {
         // What is there goes when the new contents are whole.
         let unfinished = self.unused_name(dir, path)?;
         stream(path, contents, |contents| {
-            self.builder.create_file(dir, &unfinished, attributes, size, contents)
+            self.builder.create_sparse_file(dir, &unfinished, attributes, size, data, contents)
         })?;
         self.builder.rename(dir, &unfinished, dir, name).map_err(from_disk(path))
     }
