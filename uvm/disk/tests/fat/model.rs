@@ -160,7 +160,7 @@ fn random_trees_survive_random_changes() {
 }
 
 #[test]
-#[ignore = "the long run of random_trees_survive_random_changes: two minutes"]
+#[ignore = "the long run of random_trees_survive_random_changes: forty seconds"]
 fn many_random_trees_survive_random_changes() {
     for seed in 1..30 {
         let (mib, block, fat_type) = [
