@@ -9,6 +9,7 @@
 //! | `mount` | mounting, and what PID 1 mounts first |
 //! | `tree` | the files beneath one directory, none of which leads out of it |
 //! | `volume` | a part of a disk mounted where nobody else sees it, loop devices |
+//! | `resize` | growing a mounted ext4 |
 //! | `net` | interfaces, addresses, routes (rtnetlink) |
 //! | `dhcp` | a DHCPv4 client (RFC 2131) |
 //! | `uevent` | what the kernel announces when a device comes or goes |
@@ -27,6 +28,7 @@ mod facts;
 mod mount;
 mod net;
 mod power;
+mod resize;
 mod sysfs;
 mod tree;
 mod tty;
@@ -47,6 +49,7 @@ pub use net::{
 pub use power::{
     PowerCallback, PowerRequest, block_signals_and_reap, on_power_button, power_off, reap_children, reboot,
 };
+pub use resize::MountedExt;
 pub use sysfs::{BlockDeviceInfo, Transport, enumerate, loop_device_of};
 pub use tree::{FileAttributes, FileMetadata, FileType, NewFile, Tree};
 pub use tty::{active_consoles, attach_console, kmsg, open_tty, set_console_log_level, set_winsize_default};

@@ -47,4 +47,4 @@ pub use finish::Ext4Summary;
 pub use inode::{Attributes, Ino, NodeKind, Timestamp};
 pub use options::{Backups, Checksums, Ext4Options, Features, Inodes, Journal, Variant};
 pub use state::{JournalPlace, State, read_state};
-pub use volume::used_extents;
+pub use volume::{ResizePlan, plan_resize, resize, used_extents};

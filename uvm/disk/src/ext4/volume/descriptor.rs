@@ -8,7 +8,6 @@ use crate::field::{le16, le32, put};
 /// `bg_flags`.
 pub(super) const INODE_UNINIT: u16 = 1;
 pub(super) const BLOCK_UNINIT: u16 = 2;
-pub(super) const TABLE_ZEROED: u16 = 4;
 
 /// The checksum's own place.
 const CHECKSUM: usize = 0x1E;
@@ -25,10 +24,8 @@ pub(super) enum Field {
     InodeTable,
     FreeBlocks,
     FreeInodes,
-    Directories,
     UnusedInodes,
     BlockBitmapChecksum,
-    InodeBitmapChecksum,
 }
 
 impl Field {
@@ -40,10 +37,8 @@ impl Field {
             Self::InodeTable => (0x08, 0x28, true),
             Self::FreeBlocks => (0x0C, 0x2C, false),
             Self::FreeInodes => (0x0E, 0x2E, false),
-            Self::Directories => (0x10, 0x30, false),
             Self::UnusedInodes => (0x1C, 0x32, false),
             Self::BlockBitmapChecksum => (0x18, 0x38, false),
-            Self::InodeBitmapChecksum => (0x1A, 0x3A, false),
         }
     }
 }

@@ -27,8 +27,6 @@ const KNOWN: u32 = 0x1 | BIT64 | ASYNC_COMMIT | CSUM_V2 | CSUM_V3 | FAST_COMMIT;
 pub(super) const ESCAPED: u32 = 1;
 pub(super) const SAME_UUID: u32 = 2;
 pub(super) const LAST: u32 = 8;
-/// The kernel and e2fsck take no shorter one.
-pub(super) const MIN_BLOCKS: u32 = 1024;
 /// Blocks of a journal we read: 64 GiB in blocks of 64 KiB.
 const MAX_BLOCKS: u32 = 1 << 20;
 /// Fast commits have this many blocks at the end where the superblock does not say.
@@ -194,8 +192,8 @@ impl Journal {
         let mut at = 12;
         for (index, (block, data, escaped)) in blocks.iter().enumerate() {
             let last = index + 1 == blocks.len();
-            let flags =
-                u32::from(*escaped) * ESCAPED | u32::from(index > 0) * SAME_UUID | u32::from(last) * LAST;
+            let flag = |set: bool, flag| if set { flag } else { 0 };
+            let flags = flag(*escaped, ESCAPED) | flag(index > 0, SAME_UUID) | flag(last, LAST);
             let checksum = self.data_checksum(sequence, data);
             put(&mut bytes, at, &((block & 0xFFFF_FFFF) as u32).to_be_bytes());
             let high = ((block >> 32) as u32).to_be_bytes();
@@ -266,7 +264,7 @@ impl Journal {
         let mut latest = BTreeMap::new();
         for (sequence, tag, logged) in scan.tags {
             if sequence_before(sequence, end_sequence)
-                && !scan.revoked.get(&tag.block).is_some_and(|at| !sequence_before(*at, sequence))
+                && scan.revoked.get(&tag.block).is_none_or(|at| sequence_before(*at, sequence))
             {
                 latest.insert(tag.block, (sequence, tag.checksum, logged));
             }

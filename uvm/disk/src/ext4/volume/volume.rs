@@ -22,7 +22,7 @@ pub(super) struct Volume<'d> {
     /// What the journal's log ends with, where it is not empty.
     pub(super) next_sequence: u32,
     /// All descriptors, one behind the other.
-    descriptors: Vec<u8>,
+    pub(super) descriptors: Vec<u8>,
     /// Descriptor blocks that differ from those on the device.
     pub(super) changed_descriptors: BTreeSet<u32>,
     /// Other blocks that differ from those on the device.
@@ -213,6 +213,7 @@ fn find_superblock(device: &dyn BlockDevice) -> Result<Superblock> {
                 && u64::from(found.u16(0x5A)) == group
             {
                 let mut found = found;
+                field::put(&mut found.0, 0x5A, &[0, 0]);
                 // Whether there was something to recover, only the lost one knew.
                 if found.journal_inode().is_some() {
                     found.set_needs_recovery(true);

@@ -1,0 +1,55 @@
+//! Growing, interrupted at every write: done again it is whole, and stock e2fsck mends what is left.
+
+use std::path::Path;
+
+use uvm_disk::ext4;
+
+use crate::judge::ask;
+use crate::judge::fault::{Fault, FaultDevice, every_fault};
+use crate::support::{Disk, MIB, Random, assert_clean, grow_tree};
+
+#[test]
+fn growth_is_finished_after_any_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    grow_tree(folder.path(), 20, 4000, &mut Random(3));
+    for (options, before, after, block) in [
+        ("-t ext4 -b 1024", 30, 60, 512),
+        ("-t ext4 -b 1024 -O ^resize_inode -N 256", 30, 140, 512),
+        ("-t ext3 -b 4096 -g 1024", 20, 40, 4096),
+    ] {
+        let disk = Disk::made(before * MIB, options, Some(folder.path()));
+        let tree = disk.tree();
+        let start = FaultDevice::load(&disk.path, block);
+        let grow = |device: &FaultDevice| {
+            let plan = ext4::plan_resize(device, after * MIB)?;
+            ext4::resize(device, &plan, &mut |_, _| ())
+        };
+        let survivor = disk.scratch("survivor");
+        let faults = every_fault(&start, after * MIB, &|device| grow(&device), &|device, at, fault| {
+            check(device, &survivor, &grow, &format!("{options}: {fault:?} at {at}"), fault);
+        });
+        assert!(faults > 20, "{faults}");
+        disk.set_len(0);
+        std::fs::copy(&survivor, &disk.path).unwrap();
+        assert_eq!(disk.tree(), tree, "{options}");
+    }
+}
+
+fn check(
+    device: &FaultDevice,
+    survivor: &Path,
+    grow: &dyn Fn(&FaultDevice) -> uvm_disk::Result<()>,
+    what: &str,
+    fault: Fault,
+) {
+    device.save(survivor);
+    // 1 says that it mended something: replaying the journal, or a count.
+    let (_, said) = ask("e2fsck", &["-fy", survivor.to_str().unwrap()]);
+    assert!(!said.contains("lost+found") && !said.contains("UNEXPECTED"), "{what}: {said}");
+    assert_clean(survivor);
+    let again = device.again(None, 0);
+    grow(&again).unwrap_or_else(|e| panic!("{what}, again: {e}"));
+    again.again(None, 0).save(survivor);
+    let _ = fault;
+    assert_clean(survivor);
+}
