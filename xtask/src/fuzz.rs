@@ -18,6 +18,7 @@ const TARGETS: &[&str] = &[
     "probe",
     "ext4-state",
     "ext4-usage",
+    "ext4-resize",
     "os-release",
     "fat",
     "fat-usage",

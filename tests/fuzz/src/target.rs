@@ -31,6 +31,7 @@ const OF_DISKS: &[OfDisk] = &[
     OfDisk { name: "probe", images: "", right: everything, memory: 8 * MIB, read: read_probe },
     OfDisk { name: "ext4-state", images: "ext", right: sums::ext, memory: 8 * MIB, read: read_state },
     OfDisk { name: "ext4-usage", images: "ext", right: sums::ext, memory: 64 * MIB, read: read_ext_usage },
+    OfDisk { name: "ext4-resize", images: "ext", right: sums::ext, memory: 64 * MIB, read: read_ext_resize },
     OfDisk { name: "os-release", images: "ext", right: sums::ext, memory: 64 * MIB, read: read_os_release },
     OfDisk { name: "fat", images: "fat", right: |_| (), memory: 32 * MIB, read: read_fat },
     OfDisk { name: "fat-usage", images: "fat", right: |_| (), memory: 8 * MIB, read: read_fat_usage },
@@ -186,6 +187,16 @@ fn check_map(disk: &Disk, map: Map) -> bool {
 
 fn read_ext_usage(disk: &Arc<Disk>) -> bool {
     check_map(disk, ext4::used_extents)
+}
+
+/// Plans for half, the same and more; what is planned in place is carried out on what is in memory.
+fn read_ext_resize(disk: &Arc<Disk>) -> bool {
+    let size = disk.geometry().size;
+    let _ = ext4::plan_resize(&**disk, size / 2);
+    let _ = ext4::plan_resize(&**disk, size.saturating_mul(4));
+    let Ok(plan) = ext4::plan_resize(&**disk, size) else { return false };
+    let _ = ext4::resize(&**disk, &plan, &mut |_, _| ());
+    true
 }
 
 fn read_fat_usage(disk: &Arc<Disk>) -> bool {

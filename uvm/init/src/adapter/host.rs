@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use uvm_disk::{BlockDevice, Device, Geometry};
-use uvm_sys::{KernelBlock, OpenMode};
+use uvm_sys::{KernelBlock, MountedExt, OpenMode};
 
 use super::block::{ReadOnlyDevice, geometry};
 
@@ -58,6 +58,13 @@ impl Target {
     /// Whether a write has been tried.
     pub(crate) fn is_written(&self) -> bool {
         self.written.load(Ordering::Acquire)
+    }
+}
+
+impl Target {
+    /// The file stays as large as it was made, written to or not.
+    pub(crate) fn keep(self) {
+        self.written.store(true, Ordering::Release);
     }
 }
 
@@ -124,6 +131,34 @@ pub(crate) fn open_to_read(path: &Path, block_size: u32) -> Result<Device, Refus
     let block = KernelBlock::open(path, OpenMode::ReadOnly).map_err(uvm_sys::Error::into_io)?;
     let block = if block.is_block_device() { block } else { block.with_logical_block_size(block_size)? };
     Ok(Arc::new(ReadOnlyDevice(block)))
+}
+
+/// A device whose ext2, ext3 or ext4 is mounted.
+pub(crate) struct Mounted {
+    file_system: MountedExt,
+    /// To be read.
+    pub(crate) device: Device,
+}
+
+impl Mounted {
+    /// `None` where it is not mounted.
+    pub(crate) fn find(path: &Path) -> Result<Option<Self>, Refusal> {
+        let found = MountedExt::find(path).map_err(uvm_sys::Error::into_io)?;
+        let Some(file_system) = found else { return Ok(None) };
+        let device = open_to_read(path, 512)?;
+        Ok(Some(Self { file_system, device }))
+    }
+
+    /// Where it is mounted.
+    pub(crate) fn mount_point(&self) -> &Path {
+        self.file_system.mount_point()
+    }
+
+    /// Lets the kernel grow it.
+    pub(crate) fn grow(&self, size: u64) -> Result<(), Refusal> {
+        let block = self.file_system.block_size().map_err(uvm_sys::Error::into_io)?.max(1);
+        Ok(self.file_system.grow(size / block).map_err(uvm_sys::Error::into_io)?)
+    }
 }
 
 /// A kernel device that remembers whether it was written to.

@@ -8,6 +8,7 @@ mod job;
 mod mkfs;
 mod output;
 mod partition;
+mod resize;
 mod size;
 mod usage;
 
@@ -20,6 +21,7 @@ use clap::{Parser, Subcommand};
 use self::job::JobArguments;
 use self::mkfs::MkfsArguments;
 use self::partition::PartitionArguments;
+use self::resize::ResizeArguments;
 use self::usage::UsageArguments;
 use crate::image::ClientOptions;
 use crate::inventory::CommandLineInventory;
@@ -61,6 +63,8 @@ enum Command {
     },
     /// Make a file system on a device or in a file.
     Mkfs(MkfsArguments),
+    /// Make an ext2, ext3 or ext4 larger or smaller, mounted or not.
+    Resize(ResizeArguments),
     /// Tell which bytes of a device hold something. Writes nothing.
     Usage(UsageArguments),
     /// Divide a device or a file into partitions, and make the file systems that the layout names.
@@ -86,6 +90,7 @@ pub(crate) fn run() -> ExitCode {
             inspect::inspect(&path, json, logical_block_size)
         }
         Command::Mkfs(arguments) => mkfs::mkfs(&arguments),
+        Command::Resize(arguments) => resize::run(&arguments),
         Command::Usage(arguments) => usage::usage(&arguments),
         Command::Partition(arguments) => partition::partition(&arguments),
         Command::Openapi => {
