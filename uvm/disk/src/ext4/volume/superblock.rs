@@ -252,9 +252,9 @@ impl Geometry {
         Ok(self)
     }
 
-    /// Byte offset of a block.
+    /// Byte offset of a block. A number that a hostile journal made up leads beyond the end of every device.
     pub(super) fn offset(&self, block: u64) -> u64 {
-        block * u64::from(self.block_size)
+        block.saturating_mul(u64::from(self.block_size))
     }
 
     /// The block with the primary superblock, and where in it.
