@@ -92,7 +92,7 @@ impl Disk {
 
     /// A digest of names, contents, links, attributes and times of all files, by way of the kernel.
     pub(crate) fn tree(&self) -> String {
-        self.mounted("ro", |root| digest(root))
+        self.mounted("ro", digest)
     }
 
     /// Runs something on the mounted file system.
