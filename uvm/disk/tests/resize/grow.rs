@@ -1,6 +1,8 @@
 //! Growing.
 
-use uvm_disk::ext4::{self, ResizePlan};
+use std::sync::Arc;
+
+use uvm_disk::ext4::{self, Attributes, Backups, Ext4Builder, Ext4Options, ResizePlan, Timestamp, Variant};
 
 use crate::judge::agree;
 use crate::support::{Disk, MIB, Random, grow_tree};
@@ -20,7 +22,7 @@ const SORTS: [(&str, u64, u64); 17] = [
     ("-t ext4 -b 4096 -O sparse_super2", 300, 10_000),
     ("-t ext4 -O ^flex_bg", 300, 1000),
     ("-t ext4 -O ^64bit,^sparse_super,^resize_inode -g 8192", 300, 1100),
-    ("-t ext4 -O inline_data,metadata_csum_seed,project -I 512", 100, 333),
+    ("-t ext4 -O inline_data,metadata_csum_seed -I 512", 100, 333),
     ("-t ext3 -b 1024", 50, 700),
     ("-t ext2 -b 1024", 9, 300),
     ("-t ext2 -b 4096 -N 512 -O ^resize_inode,^dir_index", 40, 4000),
@@ -71,4 +73,111 @@ fn whatever_mke2fs_makes_grows() {
         disk.mounted("rw", |root| grow_tree(&root.join("lost+found"), 60, 100_000, &mut Random(9)));
         disk.assert_clean();
     }
+}
+
+/// A file system of our own making with some files.
+fn built(size: u64, options: Ext4Options, logical_block_size: u32) -> Disk {
+    let disk = Disk::new(size, logical_block_size);
+    let mut builder = Ext4Builder::new(Arc::new(disk.open()), options).unwrap();
+    let root = builder.root();
+    let time = Timestamp { seconds: 1_600_000_000, nanoseconds: 0 };
+    let attributes = Attributes { mode: 0o644, uid: 0, gid: 0, mtime: time };
+    for number in 0..300_u64 {
+        let (name, size) = (format!("file{number}"), number * 37 % 9000);
+        let contents = &mut std::io::repeat(number as u8);
+        builder.create_file(root, name.as_bytes(), attributes, size, contents).unwrap();
+    }
+    builder.finish().unwrap();
+    disk
+}
+
+#[test]
+fn what_we_made_grows_by_us_and_by_resize2fs_in_turn() {
+    let options = |variant| Ext4Options::new(variant, [7; 16], [9; 16], 1_700_000_000);
+    let ext4 = options(Variant::Ext4);
+    for (options, sizes, logical_block_size) in [
+        (ext4.clone(), [20, 300, 700, 3000], 512),
+        (Ext4Options { block_size: 4096, ..ext4.clone() }, [100, 101, 500, 501], 4096),
+        (Ext4Options { backups: Backups::MetaGroups, ..ext4.clone() }, [40, 600, 900, 2000], 512),
+        (Ext4Options { backups: Backups::SparseSuper2, ..ext4 }, [40, 600, 900, 2000], 512),
+        (options(Variant::Ext3), [20, 300, 700, 3000], 512),
+        (options(Variant::Ext2), [20, 300, 700, 3000], 512),
+    ] {
+        let disk = built(sizes[0] * MIB, options, logical_block_size);
+        let tree = disk.tree();
+        for (turn, size) in sizes.into_iter().enumerate().skip(1) {
+            disk.set_len(size * MIB);
+            if turn % 2 == 1 {
+                resize(&disk, size * MIB);
+            } else {
+                agree("resize2fs", &[disk.path()]);
+            }
+            disk.assert_clean();
+            assert_eq!(disk.tree(), tree, "{size} MiB");
+        }
+        disk.mounted("rw", |root| grow_tree(&root.join("lost+found"), 60, 100_000, &mut Random(9)));
+        disk.assert_clean();
+    }
+}
+
+/// Creates, overwrites, cuts, renames and removes files, as many seeds as steps.
+fn churn(root: &std::path::Path, steps: u64, random: &mut Random) {
+    use std::fs;
+    let folder = root.join("churn");
+    fs::create_dir_all(&folder).unwrap();
+    for _ in 0..steps {
+        let path = folder.join(random.below(40).to_string());
+        let other = folder.join(random.below(40).to_string());
+        match random.below(6) {
+            0 => drop(fs::remove_file(&path)),
+            1 => drop(fs::rename(&path, &other)),
+            2 => drop(fs::hard_link(&path, &other)),
+            3 => drop(fs::File::options().write(true).open(&path).map(|f| f.set_len(random.below(50_000)))),
+            _ => fs::write(&path, vec![random.below(256) as u8; random.below(200_000) as usize]).unwrap(),
+        }
+    }
+}
+
+fn random_growth(seeds: std::ops::Range<u64>) {
+    for seed in seeds {
+        let mut random = Random(seed.wrapping_mul(0x9E37_79B9) | 1);
+        for _ in 0..8 {
+            random.below(2);
+        }
+        let mut choose = |from: &[&'static str]| from[random.below(from.len() as u64) as usize];
+        let options = [
+            choose(&["-t ext4", "-t ext4", "-t ext3", "-t ext2"]),
+            choose(&["-b 1024", "-b 2048", "-b 4096"]),
+            choose(&["", "-I 256", "-I 512"]),
+            choose(&["", "-O ^resize_inode", "-O ^has_journal"]),
+            choose(&["", "-i 4096", "-N 333"]),
+        ]
+        .join(" ");
+        let folder = tempfile::tempdir().unwrap();
+        grow_tree(folder.path(), random.below(60), 30_000, &mut random.clone());
+        let mut size = 24 * MIB + random.below(60) * MIB + random.below(2048) * 512;
+        let disk = Disk::made(size, &options, Some(folder.path()));
+        let tree = disk.tree();
+        for _ in 0..3 {
+            size += random.below(300) * MIB + random.below(2048) * 512;
+            println!("seed {seed}: {options} to {size}");
+            disk.set_len(size);
+            resize(&disk, size);
+            disk.assert_clean();
+        }
+        assert_eq!(disk.tree(), tree, "{options}");
+        disk.mounted("rw", |root| churn(root, 200, &mut random));
+        disk.assert_clean();
+    }
+}
+
+#[test]
+fn random_file_systems_grow() {
+    random_growth(0..8);
+}
+
+#[test]
+#[ignore = "minutes: a hundred random file systems"]
+fn many_random_file_systems_grow() {
+    random_growth(8..108);
 }
