@@ -72,7 +72,8 @@ fn kernel_agrees(image: &Image, dir: &str, names: &[String]) {
     for name in names.iter().step_by(3) {
         fs::remove_file(path.join(name)).expect("removed");
     }
-    for index in 0..names.len() / 2 {
+    // No file has more than 65,000 links.
+    for index in 0..(names.len() / 2).min(4000) {
         fs::hard_link(path.join(&names[1]), path.join(format!("the kernel's {index}"))).expect("linked");
     }
     drop(mounted);
