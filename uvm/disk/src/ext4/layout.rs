@@ -21,6 +21,8 @@ const MAXIMUM_SIZE: u64 = 16 << 40;
 /// Largest copy of the descriptors that `Backups::Automatic` spreads over the groups of sparse_super: 25 copies of
 /// the 8 MiB that 16 TiB have would be most of what formatting writes.
 const LARGEST_COPY: u64 = 1 << 20;
+/// As with mke2fs.
+const DEFAULT_FLEX_GROUPS: u32 = 16;
 /// mke2fs's limits of a journal.
 const JOURNAL_BLOCKS: std::ops::RangeInclusive<u64> = 1024..=10_240_000;
 
@@ -108,6 +110,10 @@ impl Layout {
             Backups::Automatic => Backups::MetaGroups,
             chosen => chosen,
         };
+        let flex_groups = match backups {
+            Backups::MetaGroups => block_size / descriptor_size,
+            _ => DEFAULT_FLEX_GROUPS,
+        };
         let mut layout = Self {
             block_size,
             blocks,
@@ -120,7 +126,7 @@ impl Layout {
             descriptor_size,
             descriptor_blocks: descriptor_bytes.div_ceil(bytes_per_block),
             reserved_descriptor_blocks: 0,
-            flex_groups: options.flex_groups,
+            flex_groups: options.flex_groups.unwrap_or(flex_groups),
             backups,
             features: options.features,
             journal: options.journal,

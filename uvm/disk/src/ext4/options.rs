@@ -107,8 +107,9 @@ pub struct Ext4Options {
     /// The journal.
     pub journal: Journal,
     /// Groups that keep their bitmaps and inode tables together, a power of two up to 4096. 1 is without `flex_bg`:
-    /// each group keeps its own.
-    pub flex_groups: u32,
+    /// each group keeps its own. `None` is 16 as with mke2fs, and with `meta_bg` those that share a block of
+    /// descriptors: what is written then lies together, and there is a quarter of it.
+    pub flex_groups: Option<u32>,
     /// Copies of superblock and descriptors.
     pub backups: Backups,
     /// Features.
@@ -135,7 +136,7 @@ impl Ext4Options {
             inodes: Inodes::Automatic,
             reserved_percent: 5,
             journal: if variant == Variant::Ext2 { Journal::None } else { Journal::Automatic },
-            flex_groups: if ext4 { 16 } else { 1 },
+            flex_groups: if ext4 { None } else { Some(1) },
             backups: if ext4 { Backups::Automatic } else { Backups::SparseSuper },
             features: Features {
                 extents: ext4,
@@ -174,8 +175,10 @@ impl Ext4Options {
             format!("ext4 blocks of {block_size} are smaller than the device's {logical_block_size}")
         } else if ![128, 256, 512, 1024].contains(&inode_size) {
             format!("ext4 inode size {inode_size} is none of 128, 256, 512 and 1024")
-        } else if !flex_groups.is_power_of_two() || flex_groups > MOST_FLEX_GROUPS {
-            format!("{flex_groups} groups in a flex group are not a power of two up to {MOST_FLEX_GROUPS}")
+        } else if let Some(groups) = flex_groups
+            && (!groups.is_power_of_two() || groups > MOST_FLEX_GROUPS)
+        {
+            format!("{groups} groups in a flex group are not a power of two up to {MOST_FLEX_GROUPS}")
         } else if let Inodes::Ratio(ratio) = self.inodes
             && !(1024..=1 << 26).contains(&ratio)
         {
@@ -232,8 +235,8 @@ mod tests {
         assert!(refused(|o| o.label = "a\0b".into()));
         assert!(refused(|o| o.block_size = 512));
         assert!(refused(|o| o.inode_size = 2048));
-        assert!(refused(|o| o.flex_groups = 24));
-        assert!(refused(|o| o.flex_groups = 8192));
+        assert!(refused(|o| o.flex_groups = Some(24)));
+        assert!(refused(|o| o.flex_groups = Some(8192)));
         assert!(refused(|o| o.inodes = Inodes::Ratio(1023)));
         assert!(refused(|o| o.inodes = Inodes::Count(0)));
         assert!(refused(|o| o.features.extents = false));

@@ -66,7 +66,7 @@ fn superblocks_say_what_those_of_mke2fs_say() {
         (Variant::Ext4, 3 * GIB, AS_IS, "-t ext4 -O ^resize_inode"),
         (Variant::Ext4, 3 * GIB, |o| o.features.resize_inode = true, "-t ext4"),
         (Variant::Ext4, 3 * GIB, |o| o.inode_size = 1024, "-t ext4 -I 1024 -O ^resize_inode"),
-        (Variant::Ext4, 3 * GIB, |o| o.flex_groups = 64, "-t ext4 -G 64 -O ^resize_inode"),
+        (Variant::Ext4, 3 * GIB, |o| o.flex_groups = Some(64), "-t ext4 -G 64 -O ^resize_inode"),
         (Variant::Ext4, 3 * GIB, |o| o.reserved_percent = 0, "-t ext4 -m 0 -O ^resize_inode"),
         (Variant::Ext4, 3 * GIB, narrow, "-t ext4 -O ^resize_inode,^64bit,^metadata_csum,uninit_bg"),
         (
@@ -75,7 +75,12 @@ fn superblocks_say_what_those_of_mke2fs_say() {
             |o| o.backups = Backups::SparseSuper2,
             "-t ext4 -O ^resize_inode,sparse_super2",
         ),
-        (Variant::Ext4, 3 * GIB, |o| o.backups = Backups::MetaGroups, "-t ext4 -O ^resize_inode,meta_bg"),
+        (
+            Variant::Ext4,
+            3 * GIB,
+            |o| (o.backups, o.flex_groups) = (Backups::MetaGroups, Some(16)),
+            "-t ext4 -O ^resize_inode,meta_bg",
+        ),
     ] {
         let ours = formatted(size, 512, of(variant, change));
         let theirs = Image::new(size, 512);
@@ -109,7 +114,7 @@ fn the_kernel_fills_every_variant_and_others_grow_it() {
         (4, Variant::Ext3, "ext3", 512, |o| (o.block_size, o.features.resize_inode) = (2048, false)),
         (5, Variant::Ext4, "ext4", 4096, |o| o.features.resize_inode = true),
         (6, Variant::Ext4, "ext4", 512, |o| {
-            (o.features.checksums, o.flex_groups) = (Checksums::Descriptors, 1);
+            (o.features.checksums, o.flex_groups) = (Checksums::Descriptors, Some(1));
         }),
         (7, Variant::Ext4, "ext4", 512, |o| o.backups = Backups::SparseSuper2),
         (8, Variant::Ext4, "ext4", 4096, |o| o.backups = Backups::MetaGroups),
@@ -257,7 +262,7 @@ fn random_options(random: &mut Random) -> (u64, u32, Ext4Options) {
     if random.below(4) == 0 {
         o.journal = Journal::Bytes(u64::from(o.block_size) * (1024 + random.below(4000)));
     }
-    o.flex_groups = 1 << random.below(8);
+    o.flex_groups = Some(1 << random.below(8));
     o.backups = [Backups::Automatic, Backups::SparseSuper, Backups::SparseSuper2, Backups::MetaGroups]
         [random.below(4) as usize];
     let checksums = [Checksums::None, Checksums::Descriptors, Checksums::Metadata];
