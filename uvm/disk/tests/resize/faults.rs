@@ -53,3 +53,44 @@ fn check(
     again.again(None, 0).save(survivor);
     assert_clean(survivor);
 }
+
+#[test]
+fn shrinking_is_finished_after_any_cut() {
+    shrink_cut_short("-t ext4 -b 1024 -O ^flex_bg -J size=1", 50, 34, 512, 8);
+}
+
+/// Two minutes: each survivor is mounted and read.
+#[test]
+#[ignore = "minutes"]
+fn shrinking_is_finished_after_any_cut_of_every_sort() {
+    shrink_cut_short("-t ext4 -b 1024 -O ^flex_bg -J size=1", 50, 34, 512, 1);
+    shrink_cut_short("-t ext3 -b 4096 -g 1024 -J size=4 -N 4000", 40, 27, 4096, 1);
+}
+
+/// Sizes in MiB; one in `looks` survivors is compared file by file.
+fn shrink_cut_short(options: &str, before: u64, after: u64, block: u32, looks: u64) {
+    let disk = Disk::made(before * MIB, options, None);
+    crate::shrink::fill(&disk, 5);
+    let tree = disk.tree();
+    let start = FaultDevice::load(&disk.path, block);
+    let shrink = |device: &FaultDevice| {
+        let plan = ext4::plan_resize(device, after * MIB)?;
+        ext4::resize(device, &plan, &mut |_, _| ())
+    };
+    let plan = ext4::plan_resize(&*start, after * MIB).unwrap();
+    assert!(plan.blocks_to_move > 100 && plan.inodes_to_move > 0, "{plan:?}");
+    let (mended, survivor) = (disk.scratch("mended"), disk.scratch("survivor"));
+    let seen = std::cell::Cell::new(0);
+    let faults = every_fault(&start, before * MIB, &|device| shrink(&device), &|device, at, fault| {
+        let what = format!("{options}: {fault:?} at {at}");
+        device.save(&mended);
+        check(device, &survivor, &shrink, &what, fault);
+        seen.set(seen.get() + 1);
+        if seen.get().is_multiple_of(looks) {
+            assert_eq!(Disk::copy_of(&survivor).tree(), tree, "{what}");
+            ask("e2fsck", &["-fy", mended.to_str().unwrap()]);
+            assert_eq!(Disk::copy_of(&mended).tree(), tree, "{what}, mended by e2fsck");
+        }
+    });
+    assert!(faults > 100, "{faults}");
+}

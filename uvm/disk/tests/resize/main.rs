@@ -5,5 +5,6 @@ mod faults;
 mod grow;
 #[path = "../judge/mod.rs"]
 mod judge;
+mod shrink;
 mod support;
 mod usage;

@@ -78,11 +78,16 @@ impl Disk {
         Open { file, geometry }
     }
 
+    /// A copy of a file, sharing nothing with it.
+    pub(crate) fn copy_of(path: &Path) -> Self {
+        let copy = Self::new(0, 512);
+        agree("cp", &["--sparse=always", path.to_str().unwrap(), copy.path()]);
+        copy
+    }
+
     /// A copy that shares nothing.
     pub(crate) fn copied(&self) -> Self {
-        let copy = Self::new(0, self.logical_block_size);
-        agree("cp", &["--sparse=always", self.path(), copy.path()]);
-        copy
+        Self { logical_block_size: self.logical_block_size, ..Self::copy_of(&self.path) }
     }
 
     /// e2fsck finds nothing to say.

@@ -24,8 +24,10 @@ pub(super) enum Field {
     InodeTable,
     FreeBlocks,
     FreeInodes,
+    UsedDirectories,
     UnusedInodes,
     BlockBitmapChecksum,
+    InodeBitmapChecksum,
 }
 
 impl Field {
@@ -37,8 +39,10 @@ impl Field {
             Self::InodeTable => (0x08, 0x28, true),
             Self::FreeBlocks => (0x0C, 0x2C, false),
             Self::FreeInodes => (0x0E, 0x2E, false),
+            Self::UsedDirectories => (0x10, 0x30, false),
             Self::UnusedInodes => (0x1C, 0x32, false),
             Self::BlockBitmapChecksum => (0x18, 0x38, false),
+            Self::InodeBitmapChecksum => (0x1A, 0x3A, false),
         }
     }
 }

@@ -16,11 +16,13 @@ pub(super) const META_BG: u32 = 0x10;
 pub(super) const EXTENTS: u32 = 0x40;
 pub(super) const BIT64: u32 = 0x80;
 pub(super) const FLEX_BG: u32 = 0x200;
+pub(super) const EA_INODE: u32 = 0x400;
 pub(super) const CSUM_SEED: u32 = 0x2000;
 pub(super) const INLINE_DATA: u32 = 0x8000;
 // `s_feature_ro_compat`.
 pub(super) const SPARSE_SUPER: u32 = 0x1;
 pub(super) const GDT_CSUM: u32 = 0x10;
+pub(super) const QUOTA: u32 = 0x100;
 pub(super) const BIGALLOC: u32 = 0x200;
 pub(super) const METADATA_CSUM: u32 = 0x400;
 pub(super) const ORPHAN_PRESENT: u32 = 0x1_0000;
@@ -57,7 +59,7 @@ const KNOWN: [(Word, u32, &str, bool); 41] = [
     (Word::Incompat, BIT64, "64bit", true),
     (Word::Incompat, 0x100, "mmp", false),
     (Word::Incompat, FLEX_BG, "flex_bg", true),
-    (Word::Incompat, 0x400, "ea_inode", true),
+    (Word::Incompat, EA_INODE, "ea_inode", true),
     (Word::Incompat, 0x1000, "dirdata", false),
     (Word::Incompat, CSUM_SEED, "metadata_csum_seed", true),
     (Word::Incompat, 0x4000, "large_dir", true),
@@ -71,7 +73,7 @@ const KNOWN: [(Word, u32, &str, bool); 41] = [
     (Word::RoCompat, GDT_CSUM, "uninit_bg", true),
     (Word::RoCompat, 0x20, "dir_nlink", true),
     (Word::RoCompat, 0x40, "extra_isize", true),
-    (Word::RoCompat, 0x100, "quota", true),
+    (Word::RoCompat, QUOTA, "quota", true),
     (Word::RoCompat, METADATA_CSUM, "metadata_csum", true),
     (Word::RoCompat, 0x2000, "project", true),
     (Word::RoCompat, 0x8000, "verity", true),

@@ -10,9 +10,14 @@ mod inode;
 mod journal;
 mod map;
 mod plan;
+mod relocate;
+mod renumber;
 mod resize_inode;
+mod shrink;
 mod source;
 mod superblock;
+mod survey;
+mod tree;
 mod usage;
 #[expect(clippy::module_inception, reason = "the opened file system is what this module is about")]
 mod volume;

@@ -63,9 +63,38 @@ pub fn plan_resize(device: &dyn BlockDevice, new_size: u64) -> Result<ResizePlan
         check_growth(&geometry, blocks)?;
         plan.bytes_to_write = growth_bytes(&volume, blocks)?;
     } else if blocks < geometry.blocks {
-        return Err(refused("shrinking an ext file system"));
+        plan_shrink(&volume, blocks, &mut plan)?;
     }
     Ok(plan)
+}
+
+/// What is to be moved, and whether it fits.
+fn plan_shrink(volume: &Volume<'_>, blocks: u64, plan: &mut ResizePlan) -> Result<()> {
+    let geometry = &volume.geometry;
+    if volume.journal.is_none() {
+        return Err(Error::new(ErrorKind::Unsupported, "an ext file system without a journal is not shrunk"));
+    }
+    let minimum = volume.minimum_blocks()?;
+    plan.minimum_size = geometry.offset(minimum);
+    if blocks < minimum {
+        let context = format!(
+            "the ext file system needs {} bytes; {} were to be its size",
+            plan.minimum_size, plan.new_size
+        );
+        return Err(Error::new(ErrorKind::NoSpace, context));
+    }
+    let new = geometry.shrunk(blocks)?;
+    let survey = volume.survey(&new)?;
+    if survey.journal > 0 {
+        let context = format!("the journal of the ext file system is behind byte {}", plan.new_size);
+        return Err(Error::new(ErrorKind::Unsupported, context));
+    }
+    plan.blocks_to_move = survey.blocks + survey.metadata + survey.journal;
+    plan.inodes_to_move = survey.inodes;
+    let overhead = u64::from(new.descriptor_blocks()) * (new.superblock_groups().count() as u64 + 2) + 16;
+    plan.bytes_to_write =
+        geometry.offset(plan.blocks_to_move + 4 * (survey.files + survey.inodes) + overhead);
+    Ok(())
 }
 
 /// Carries out a plan; `progress` is told bytes done and to do, about.
@@ -94,6 +123,11 @@ pub fn resize(device: &dyn BlockDevice, plan: &ResizePlan, progress: &mut dyn Fn
         volume.grow_step(plan.blocks)?;
         let done = whole - plan.blocks.abs_diff(volume.geometry.blocks);
         progress(plan.bytes_to_write / whole.max(1) * done, plan.bytes_to_write);
+    }
+    if volume.geometry.blocks > plan.blocks {
+        let size = u64::from(volume.geometry.block_size);
+        let most = plan.bytes_to_write;
+        volume.shrink(plan.blocks, &mut |moved| progress((moved * size).min(most), most))?;
     }
     volume.refresh_copies()?;
     volume.end()?;
@@ -142,12 +176,14 @@ fn check_growth(geometry: &Geometry, blocks: u64) -> Result<()> {
     Ok(())
 }
 
+/// The fewest blocks a last group has.
+pub(super) fn least_last_group(geometry: &Geometry) -> u64 {
+    let base = geometry.base_metadata(geometry.groups - 1);
+    2 + geometry.inode_table_blocks() + (base.end - base.start) + LAST_GROUP_MINIMUM
+}
+
 /// The most blocks up to `blocks` whose last group has room for its metadata and some data.
 pub(super) fn usable_blocks(geometry: &Geometry, blocks: u64) -> Result<u64> {
-    let least = |geometry: &Geometry| {
-        let base = geometry.base_metadata(geometry.groups - 1);
-        2 + geometry.inode_table_blocks() + (base.end - base.start) + LAST_GROUP_MINIMUM
-    };
     if blocks == geometry.blocks {
         return Ok(blocks);
     }
@@ -155,7 +191,7 @@ pub(super) fn usable_blocks(geometry: &Geometry, blocks: u64) -> Result<u64> {
     let wanted = geometry.with_blocks(blocks.max(geometry.first_data_block + 1))?;
     let last = wanted.group(wanted.groups - 1);
     let same_group = wanted.groups == geometry.groups && blocks > geometry.blocks;
-    if last.end - last.start >= least(&wanted) || same_group {
+    if last.end - last.start >= least_last_group(&wanted) || same_group {
         return Ok(blocks);
     }
     if wanted.groups == 1 {

@@ -46,7 +46,7 @@ impl Volume<'_> {
         self.set_inode(&mut inode)
     }
 
-    fn put_if_other(&mut self, block: u64, bytes: Vec<u8>) -> Result<()> {
+    pub(super) fn put_if_other(&mut self, block: u64, bytes: Vec<u8>) -> Result<()> {
         if self.read(block)? != bytes {
             self.changed.insert(block, bytes);
         }

@@ -252,6 +252,35 @@ impl Geometry {
         Ok(self)
     }
 
+    /// The same file system cut off at `blocks`.
+    pub(super) fn shrunk(&self, blocks: u64) -> Result<Self> {
+        let mut new = self.with_blocks(blocks)?;
+        let descriptor_blocks = new.descriptor_blocks();
+        match &mut new.first_meta_bg {
+            // The kernel demands that it is no more than there are.
+            Some(first) => *first = (*first).min(descriptor_blocks),
+            None if self.reserved_descriptors > 0 => {
+                let reserved = self.joint_span() - u64::from(descriptor_blocks);
+                new.reserved_descriptors = reserved.min(u64::from(new.block_size) / 4);
+            }
+            None => {}
+        }
+        if let Sparse::Two(copies) = &mut new.sparse {
+            for copy in copies.iter_mut().filter(|copy| **copy >= new.groups) {
+                *copy = 0;
+            }
+        }
+        Ok(new)
+    }
+
+    /// The groups with copies of the superblock, where it names them.
+    pub(super) fn named_copies(&self) -> Option<[u32; 2]> {
+        match self.sparse {
+            Sparse::Two(copies) => Some(copies),
+            _ => None,
+        }
+    }
+
     /// Byte offset of a block. A number that a hostile journal made up leads beyond the end of every device.
     pub(super) fn offset(&self, block: u64) -> u64 {
         block.saturating_mul(u64::from(self.block_size))

@@ -167,6 +167,19 @@ impl<'d> Volume<'d> {
         }
     }
 
+    /// The same of several blocks. Callers bound `count`.
+    pub(super) fn read_many(&self, block: u64, count: u64) -> Result<Vec<u8>> {
+        let mut bytes = self.source.read(block, count, "reading blocks of the ext file system")?;
+        for (number, changed) in self.changed.range(block..block + count) {
+            field::put(
+                &mut bytes,
+                ((number - block) * u64::from(self.geometry.block_size)) as usize,
+                changed,
+            );
+        }
+        Ok(bytes)
+    }
+
     /// The block of the inode table with an inode, and where in it.
     pub(super) fn inode_place(&self, number: u32) -> Result<(u64, usize)> {
         let geometry = &self.geometry;
@@ -190,6 +203,11 @@ impl<'d> Volume<'d> {
 
     pub(super) fn map(&self, inode: &Inode) -> Result<Map> {
         read_map(inode, &self.geometry, &mut |block| self.read(block))
+    }
+
+    /// The map of an inode that may have none.
+    pub(super) fn owned(&self, inode: &Inode) -> Result<Map> {
+        if inode.has_map() { self.map(inode) } else { Ok(Map::default()) }
     }
 }
 

@@ -1,0 +1,75 @@
+//! Shrinking.
+
+use uvm_disk::ext4;
+
+use crate::grow::resize;
+use crate::judge::agree;
+use crate::support::{Disk, MIB, Random, grow_tree};
+
+/// Options of mke2fs, the size before and the size after in MiB.
+const SORTS: [(&str, u64, u64); 14] = [
+    ("-t ext4 -b 4096", 400, 300),
+    ("-t ext4 -b 1024", 60, 45),
+    ("-t ext4 -b 1024 -J size=2", 60, 20),
+    ("-t ext4 -b 2048 -O ^metadata_csum,uninit_bg", 200, 150),
+    ("-t ext4 -b 4096 -O meta_bg,^resize_inode -g 2048 -N 20000", 300, 200),
+    ("-t ext4 -b 1024 -O ^resize_inode -N 2000", 300, 170),
+    ("-t ext4 -b 1024 -E resize=100000", 100, 60),
+    ("-t ext4 -b 1024 -O sparse_super2,^resize_inode", 200, 130),
+    ("-t ext4 -b 4096 -O ^flex_bg -g 4096", 300, 200),
+    ("-t ext4 -O ^64bit,^sparse_super,^resize_inode -g 8192", 300, 170),
+    ("-t ext4 -O inline_data,metadata_csum_seed -I 512", 300, 200),
+    ("-t ext3 -b 1024 -I 128", 100, 70),
+    ("-t ext3 -b 4096 -g 1024 -N 4000", 100, 60),
+    ("-t ext4 -b 1024 -g 1024 -G 4", 80, 50),
+];
+
+/// Fills the disk, so that files are everywhere, and empties the front of it again.
+pub(crate) fn fill(disk: &Disk, seed: u64) {
+    disk.mounted("rw", |root| {
+        let ballast = root.join("ballast");
+        let size = std::fs::metadata(&disk.path).unwrap().len();
+        let script = "head -c $1 /dev/zero > $0 2>/dev/null; sync";
+        agree("sh", &["-c", script, ballast.to_str().unwrap(), &(size / 2).to_string()]);
+        // The kernel spreads folders of the root over the groups.
+        for (index, name) in ["tree", "shrub", "hedge", "lawn", "moss", "fern"].into_iter().enumerate() {
+            std::fs::create_dir(root.join(name)).unwrap();
+            grow_tree(&root.join(name), 40, 40_000, &mut Random(seed + index as u64));
+        }
+        let shared = root.join("tree/shared");
+        std::fs::write(&shared, b"y").unwrap();
+        let value = "w".repeat(700);
+        agree("setfattr", &["-n", "user.long", "-v", &value, shared.to_str().unwrap()]);
+        for name in ["one", "two", "three"] {
+            let copy = root.join("tree").join(name);
+            std::fs::write(&copy, name).unwrap();
+            agree("setfattr", &["-n", "user.long", "-v", &value, copy.to_str().unwrap()]);
+        }
+        std::fs::remove_file(&ballast).unwrap();
+    });
+}
+
+#[test]
+fn whatever_mke2fs_makes_shrinks() {
+    for (index, (options, before, after)) in SORTS.into_iter().enumerate() {
+        let mut disk = Disk::made(before * MIB, options, None);
+        let block: u64 = disk.said("Block size").parse().unwrap();
+        if index % 2 == 1 && block == 4096 {
+            disk.logical_block_size = 4096;
+        }
+        fill(&disk, 7 + index as u64);
+        disk.assert_clean();
+        let tree = disk.tree();
+        let plan = resize(&disk, after * MIB);
+        disk.assert_clean();
+        let blocks: u64 = disk.said("Block count").parse().unwrap();
+        assert_eq!(blocks * block, plan.new_size, "{options}");
+        assert!(plan.minimum_size <= plan.new_size && plan.new_size <= after * MIB);
+        disk.set_len(plan.new_size);
+        assert_eq!(disk.tree(), tree, "{options}");
+        disk.mounted("rw", |root| grow_tree(&root.join("lost+found"), 60, 50_000, &mut Random(9)));
+        disk.assert_clean();
+        let again = ext4::plan_resize(&disk.open(), plan.new_size).unwrap();
+        assert_eq!((again.old_size, again.blocks_to_move), (plan.new_size, 0));
+    }
+}
