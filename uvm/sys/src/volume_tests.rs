@@ -34,10 +34,18 @@ fn open(file: &tempfile::NamedTempFile, block: u32) -> KernelBlock {
     disk.with_logical_block_size(block).unwrap()
 }
 
-/// What is mounted as this process sees it, and the loop devices on the file.
+/// The loop devices on the file, and where they are mounted as this process sees it.
 fn traces(file: &tempfile::NamedTempFile) -> (String, String) {
+    let loops = run("losetup", &["-j", file.path().to_str().unwrap()]);
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    (mounts, run("losetup", &["-j", file.path().to_str().unwrap()]))
+    let of_file = |mount: &&str| {
+        loops.lines().filter_map(|line| line.split(':').next()).any(|device| {
+            let source = mount.split(" - ").nth(1).and_then(|rest| rest.split(' ').nth(1));
+            source == Some(device)
+        })
+    };
+    let mounts = mounts.lines().filter(of_file).collect();
+    (mounts, loops)
 }
 
 #[test]
