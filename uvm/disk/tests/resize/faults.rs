@@ -56,15 +56,15 @@ fn check(
 
 #[test]
 fn shrinking_is_finished_after_any_cut() {
-    shrink_cut_short("-t ext4 -b 1024 -O ^flex_bg -J size=1", 50, 34, 512, 8);
+    shrink_cut_short("-t ext4 -b 1024 -O ^flex_bg -J size=1", 50, 18, 512, 8);
 }
 
 /// Two minutes: each survivor is mounted and read.
 #[test]
 #[ignore = "minutes"]
 fn shrinking_is_finished_after_any_cut_of_every_sort() {
-    shrink_cut_short("-t ext4 -b 1024 -O ^flex_bg -J size=1", 50, 34, 512, 1);
-    shrink_cut_short("-t ext3 -b 4096 -g 1024 -J size=4 -N 4000", 40, 27, 4096, 1);
+    shrink_cut_short("-t ext4 -b 1024 -O ^flex_bg -J size=1", 50, 18, 512, 1);
+    shrink_cut_short("-t ext3 -b 4096 -g 1024 -J size=4 -N 4000", 40, 18, 4096, 1);
 }
 
 /// Sizes in MiB; one in `looks` survivors is compared file by file.

@@ -7,7 +7,7 @@ use crate::judge::agree;
 use crate::support::{Disk, MIB, Random, grow_tree};
 
 /// Options of mke2fs, the size before and the size after in MiB.
-const SORTS: [(&str, u64, u64); 14] = [
+const SORTS: [(&str, u64, u64); 18] = [
     ("-t ext4 -b 4096", 400, 300),
     ("-t ext4 -b 1024", 60, 45),
     ("-t ext4 -b 1024 -J size=2", 60, 20),
@@ -22,6 +22,10 @@ const SORTS: [(&str, u64, u64); 14] = [
     ("-t ext3 -b 1024 -I 128", 100, 70),
     ("-t ext3 -b 4096 -g 1024 -N 4000", 100, 60),
     ("-t ext4 -b 1024 -g 1024 -G 4", 80, 50),
+    ("-t ext4 -b 4096", 400, 60),
+    ("-t ext3 -b 1024", 200, 40),
+    ("-t ext4 -b 2048 -O ^extents,^64bit", 200, 60),
+    ("-t ext4 -b 1024 -E stride=4,stripe_width=16", 90, 25),
 ];
 
 /// Fills the disk, so that files are everywhere, and empties the front of it again.
@@ -71,5 +75,91 @@ fn whatever_mke2fs_makes_shrinks() {
         disk.assert_clean();
         let again = ext4::plan_resize(&disk.open(), plan.new_size).unwrap();
         assert_eq!((again.old_size, again.blocks_to_move), (plan.new_size, 0));
+    }
+}
+
+/// As small as the plan says it can be, again and again with other files.
+#[test]
+fn what_the_plan_calls_the_minimum_is_enough() {
+    for (seed, options) in
+        [(11, "-t ext4 -b 1024"), (12, "-t ext3 -b 4096 -J size=4"), (13, "-t ext4 -b 4096 -g 2048 -G 8")]
+    {
+        let disk = Disk::made(120 * MIB, options, None);
+        fill(&disk, seed);
+        let tree = disk.tree();
+        let minimum = ext4::plan_resize(&disk.open(), 100 * MIB).unwrap().minimum_size;
+        let refused = ext4::plan_resize(&disk.open(), minimum - MIB).unwrap_err();
+        assert_eq!(refused.kind(), uvm_disk::ErrorKind::NoSpace, "{refused}");
+        let block: u64 = disk.said("Block size").parse().unwrap();
+        let said = agree("resize2fs", &["-P", disk.path()]);
+        let theirs = said.split("filesystem: ").nth(1).unwrap_or_else(|| panic!("{said}"));
+        let theirs: u64 = theirs.lines().next().unwrap().trim().parse().unwrap();
+        println!("{options}: {minimum} bytes, resize2fs says {}", theirs * block);
+        let plan = resize(&disk, minimum);
+        assert_eq!(plan.new_size, minimum, "{options}");
+        disk.assert_clean();
+        disk.set_len(minimum);
+        assert_eq!(disk.tree(), tree, "{options}");
+        // And back, so that what is left can grow.
+        disk.set_len(70 * MIB);
+        resize(&disk, 70 * MIB);
+        disk.assert_clean();
+        assert_eq!(disk.tree(), tree, "{options}");
+    }
+}
+
+/// Random options, fillings and sizes.
+fn shrink_randomly(seed: u64, rounds: u64) {
+    let mut random = Random(seed);
+    let mut pick = |of: &[&'static str]| of[random.below(of.len() as u64) as usize];
+    for round in 0..rounds {
+        let options = [
+            pick(&["-t ext4", "-t ext4", "-t ext3"]),
+            pick(&["-b 1024", "-b 2048", "-b 4096"]),
+            pick(&["-I 128", "-I 256", "-I 512"]),
+            pick(&["", "-g 2048", "-g 1024"]),
+            pick(&["-N 4000", "-N 20000"]),
+            pick(&["-J size=4", "-J size=6"]),
+            pick(&[
+                "",
+                "-O ^resize_inode",
+                "-O sparse_super2,^resize_inode",
+                "-O ^sparse_super,^resize_inode",
+                "-O meta_bg,^resize_inode",
+            ]),
+            pick(&["", "-O ^dir_index", "-O filetype"]),
+        ]
+        .join(" ");
+        let disk = Disk::made(90 * MIB, &options, None);
+        fill(&disk, seed + round);
+        disk.assert_clean();
+        let tree = disk.tree();
+        let minimum = ext4::plan_resize(&disk.open(), 88 * MIB).unwrap().minimum_size;
+        let target = minimum + pick(&["1", "40", "2000", "30000"]).parse::<u64>().unwrap() * 1024;
+        let plan = match ext4::plan_resize(&disk.open(), target.min(88 * MIB)) {
+            Ok(plan) => plan,
+            Err(error) => {
+                // A last group too small to be one is left out, which can be too much.
+                assert_eq!(error.kind(), uvm_disk::ErrorKind::NoSpace, "{options}: {error}");
+                continue;
+            }
+        };
+        resize(&disk, plan.new_size);
+        disk.assert_clean();
+        disk.set_len(plan.new_size);
+        assert_eq!(disk.tree(), tree, "{options} to {}", plan.new_size);
+    }
+}
+
+#[test]
+fn random_file_systems_shrink() {
+    shrink_randomly(0x5EED, 5);
+}
+
+#[test]
+#[ignore = "a minute"]
+fn many_random_file_systems_shrink() {
+    for seed in 1..6 {
+        shrink_randomly(seed * 77, 20);
     }
 }

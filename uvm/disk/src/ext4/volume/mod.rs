@@ -11,6 +11,7 @@ mod journal;
 mod map;
 mod plan;
 mod relocate;
+mod relocate_journal;
 mod renumber;
 mod resize_inode;
 mod shrink;

@@ -85,10 +85,6 @@ fn plan_shrink(volume: &Volume<'_>, blocks: u64, plan: &mut ResizePlan) -> Resul
     }
     let new = geometry.shrunk(blocks)?;
     let survey = volume.survey(&new)?;
-    if survey.journal > 0 {
-        let context = format!("the journal of the ext file system is behind byte {}", plan.new_size);
-        return Err(Error::new(ErrorKind::Unsupported, context));
-    }
     plan.blocks_to_move = survey.blocks + survey.metadata + survey.journal;
     plan.inodes_to_move = survey.inodes;
     let overhead = u64::from(new.descriptor_blocks()) * (new.superblock_groups().count() as u64 + 2) + 16;

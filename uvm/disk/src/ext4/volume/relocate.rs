@@ -370,7 +370,7 @@ impl<'v, 'd> Mover<'v, 'd> {
 }
 
 /// Adds a run, or lengthens the last one by it.
-fn push(runs: &mut Vec<Run>, run: Run) {
+pub(super) fn push(runs: &mut Vec<Run>, run: Run) {
     match runs.last_mut() {
         _ if run.length == 0 => {}
         Some(last)

@@ -16,8 +16,15 @@ impl Volume<'_> {
     /// Cuts the file system off at `blocks`; `progress` hears how many blocks were moved.
     pub(super) fn shrink(&mut self, blocks: u64, progress: &mut dyn FnMut(u64)) -> Result<()> {
         let new = self.geometry.shrunk(blocks)?;
+        let survey = self.survey(&new)?;
+        if survey.leaked > 0 {
+            self.free_leaks()?;
+        }
         let mut mover = Mover::new(self, blocks);
         mover.relocate_metadata(&new)?;
+        if survey.journal > 0 {
+            mover.relocate_journal()?;
+        }
         mover.renumber(&new)?;
         mover.relocate_files(&new, progress)?;
         self.cut_off(new)
@@ -59,6 +66,10 @@ impl Volume<'_> {
         }
         if self.superblock.features().compat & RESIZE_INODE != 0 {
             self.rebuild_resize_inode()?;
+        }
+        if let Some(number) = self.superblock.journal_inode() {
+            let inode = self.inode(number)?;
+            self.copy_journal_map(&inode);
         }
         // The last block of descriptors has lost some.
         self.changed_descriptors.insert(new.descriptor_blocks() - 1);

@@ -1,5 +1,7 @@
 //! What stands in the way of a shorter file system: read, counted, nothing changed.
 
+use std::collections::BTreeSet;
+
 use super::bitmap;
 use super::descriptor::{Field, INODE_UNINIT};
 use super::features::{EA_INODE, ORPHAN_FILE, QUOTA, STABLE_INODES};
@@ -27,6 +29,8 @@ pub(super) struct Survey {
     pub(super) metadata: u64,
     /// Blocks of the journal, where some of them are behind the end.
     pub(super) journal: u64,
+    /// Blocks marked as used that belong to nobody.
+    pub(super) leaked: u64,
 }
 
 impl Volume<'_> {
@@ -89,7 +93,7 @@ impl Volume<'_> {
     pub(super) fn survey(&self, new: &Geometry) -> Result<Survey> {
         let limit = new.blocks;
         let mut survey = Survey { metadata: self.metadata_behind(new), ..Survey::default() };
-        let mut shared: Option<u64> = None;
+        let (mut attributes, mut owned) = (BTreeSet::new(), 0);
         self.for_each_inode(0..self.geometry.groups, &mut |inode| {
             let mut behind = 0;
             let map = self.owned(&inode)?;
@@ -97,15 +101,17 @@ impl Volume<'_> {
                 behind += run.end().saturating_sub(run.physical.max(limit));
             }
             behind += map.nodes.iter().filter(|node| **node >= limit).count() as u64;
+            owned += map.blocks() + map.nodes.len() as u64;
             if inode.number == RESIZE {
+                // What it lists belongs to the groups.
+                owned -= map.blocks() + (map.nodes.len() as u64).saturating_sub(1);
                 behind = u64::from(map.nodes.first().is_some_and(|node| *node >= limit));
             }
             if let Some(block) = inode.attributes()
-                && block >= limit
-                && shared != Some(block)
+                && attributes.insert(block)
             {
-                shared = Some(block);
-                behind += 1;
+                owned += 1;
+                behind += u64::from(block >= limit);
             }
             if inode.number > new.inodes() {
                 survey.inodes += 1;
@@ -131,6 +137,7 @@ impl Volume<'_> {
             survey.files += 1;
             Ok(())
         })?;
+        survey.leaked = self.demand()?.contents.saturating_sub(owned);
         self.check_survey(&survey, new)?;
         Ok(survey)
     }
@@ -197,7 +204,7 @@ impl Volume<'_> {
         .map(|(field, length)| (field, descriptor.get(field)..descriptor.get(field) + length))
     }
 
-    /// The fewest blocks all that is in use fits: see [`Self::needs`].
+    /// The fewest blocks all that is in use fits; once shrunk so far, it may be fewer still.
     pub(super) fn minimum_blocks(&self) -> Result<u64> {
         let old = self.geometry;
         let demand = self.demand()?;
@@ -205,10 +212,10 @@ impl Volume<'_> {
         while low < high {
             let middle = low + (high - low) / 2;
             let blocks = (old.first_data_block + u64::from(middle) * old.blocks_per_group).min(old.blocks);
-            if demand.slack(&old, blocks)?.is_some() { high = middle } else { low = middle + 1 }
+            if self.slack(&demand, blocks)?.is_some() { high = middle } else { low = middle + 1 }
         }
         let end = (old.first_data_block + u64::from(low) * old.blocks_per_group).min(old.blocks);
-        let Some(slack) = demand.slack(&old, end)? else { return Ok(old.blocks) };
+        let Some(slack) = self.slack(&demand, end)? else { return Ok(old.blocks) };
         let start = old.group_start(low - 1);
         let least = if low == 1 {
             old.base_metadata(0).end
@@ -216,6 +223,20 @@ impl Volume<'_> {
             start + super::plan::least_last_group(&old.shrunk(end)?)
         };
         Ok((end - slack).max(least).min(end))
+    }
+
+    /// Blocks left over with an end at `blocks`; `None` where it does not fit.
+    fn slack(&self, demand: &Demand, blocks: u64) -> Result<Option<u64>> {
+        let old = self.geometry;
+        let new = old.shrunk(blocks)?;
+        // What groups that go have in flex groups that stay is free only when they are gone.
+        let going: u64 = (new.groups..old.groups)
+            .flat_map(|group| self.metadata_of(group))
+            .map(|(_, range)| range.end.min(blocks).saturating_sub(range.start))
+            .sum();
+        let has = blocks.saturating_sub(new.first_data_block + overhead(&new) + going);
+        let slack = has.checked_sub(demand.contents + demand.margin);
+        Ok(slack.filter(|_| demand.inodes <= u64::from(new.inodes())))
     }
 
     /// What has to find room.
@@ -247,16 +268,6 @@ struct Demand {
     contents: u64,
     inodes: u64,
     margin: u64,
-}
-
-impl Demand {
-    /// Blocks left over with an end at `blocks`; `None` where it does not fit.
-    fn slack(&self, old: &Geometry, blocks: u64) -> Result<Option<u64>> {
-        let new = old.shrunk(blocks)?;
-        let has = blocks.saturating_sub(new.first_data_block + overhead(&new));
-        let slack = has.checked_sub(self.contents + self.margin);
-        Ok(slack.filter(|_| self.inodes <= u64::from(new.inodes())))
-    }
 }
 
 /// Blocks that belong to groups.

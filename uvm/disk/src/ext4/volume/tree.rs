@@ -3,6 +3,7 @@
 use super::map::{EXTENT_MAGIC, LONGEST, Run};
 use crate::ext4::bytes::{crc, high32, low16, low32};
 use crate::field::put;
+use crate::{Error, ErrorKind, Result};
 
 /// Entries in an inode.
 const INLINE: usize = 4;
@@ -94,5 +95,56 @@ fn put_node(bytes: &mut [u8], entries: &[[u8; ENTRY]], most: usize, depth: u16) 
     put(bytes, 6, &depth.to_le_bytes());
     for (slot, entry) in bytes[ENTRY..].chunks_exact_mut(ENTRY).zip(entries) {
         slot.copy_from_slice(entry);
+    }
+}
+
+/// Pointers in an inode before the first that leads to more pointers.
+const DIRECT: usize = 12;
+
+/// Blocks a block map over runs without holes needs outside the inode.
+pub(super) fn pointer_nodes_needed(runs: &[Run], block_size: u32) -> Result<usize> {
+    let pointers = runs.iter().map(|run| run.length as usize).sum::<usize>();
+    let per_block = block_size as usize / 4;
+    let behind = pointers.saturating_sub(DIRECT);
+    let twice = behind.saturating_sub(per_block);
+    if twice > per_block * per_block {
+        let context = format!("a block map over {pointers} blocks with three levels is not written anew");
+        return Err(Error::new(ErrorKind::Unsupported, context));
+    }
+    let double = if twice > 0 { 1 + twice.div_ceil(per_block) } else { 0 };
+    Ok(usize::from(behind > 0) + double)
+}
+
+/// The block map over runs without holes; `blocks` are as many as [`pointer_nodes_needed`] said.
+pub(super) fn build_pointers(runs: &[Run], blocks: &[u64], block_size: u32) -> Tree {
+    let pointers: Vec<u64> = runs.iter().flat_map(|run| run.physical..run.end()).collect();
+    let (direct, behind) = pointers.split_at(DIRECT.min(pointers.len()));
+    let mut root = [0; 60];
+    put_pointers(&mut root, direct);
+    let mut unused = blocks.iter().copied();
+    let mut nodes = Vec::new();
+    let mut below = Vec::new();
+    let double = if blocks.len() > 1 { unused.next() } else { None };
+    for (chunk, block) in behind.chunks(block_size as usize / 4).zip(&mut unused) {
+        let mut bytes = vec![0; block_size as usize];
+        put_pointers(&mut bytes, chunk);
+        nodes.push((block, bytes));
+        below.push(block);
+    }
+    if let Some((single, rest)) = below.split_first() {
+        put_pointers(&mut root[4 * DIRECT..], &[*single]);
+        if let Some(double) = double {
+            let mut bytes = vec![0; block_size as usize];
+            put_pointers(&mut bytes, rest);
+            nodes.push((double, bytes));
+            put_pointers(&mut root[4 * DIRECT + 4..], &[double]);
+        }
+    }
+    Tree { root, nodes }
+}
+
+fn put_pointers(bytes: &mut [u8], pointers: &[u64]) {
+    for (slot, pointer) in bytes.chunks_exact_mut(4).zip(pointers) {
+        slot.copy_from_slice(&low32(*pointer).to_le_bytes());
     }
 }
