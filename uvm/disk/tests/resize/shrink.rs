@@ -40,6 +40,12 @@ pub(crate) fn fill(disk: &Disk, seed: u64) {
             std::fs::create_dir(root.join(name)).unwrap();
             grow_tree(&root.join(name), 40, 40_000, &mut Random(seed + index as u64));
         }
+        // With an index, and in a folder of its own group.
+        let names = root.join("names");
+        std::fs::create_dir(&names).unwrap();
+        for number in 0..400 {
+            std::fs::write(names.join(format!("{number:0100}")), b"").unwrap();
+        }
         let shared = root.join("tree/shared");
         std::fs::write(&shared, b"y").unwrap();
         let value = "w".repeat(700);
