@@ -72,7 +72,8 @@ pub fn plan_resize(device: &dyn BlockDevice, new_size: u64) -> Result<ResizePlan
 fn plan_shrink(volume: &Volume<'_>, blocks: u64, plan: &mut ResizePlan) -> Result<()> {
     let geometry = &volume.geometry;
     if volume.journal.is_none() {
-        return Err(Error::new(ErrorKind::Unsupported, "an ext file system without a journal is not shrunk"));
+        let context = "an ext file system without a journal is not shrunk (tune2fs -j gives it one)";
+        return Err(Error::new(ErrorKind::Unsupported, context));
     }
     let minimum = volume.minimum_blocks()?;
     plan.minimum_size = geometry.offset(minimum);
