@@ -192,7 +192,9 @@ fn read_ext_usage(disk: &Arc<Disk>) -> bool {
 /// Plans for half, the same and more; what is planned in place is carried out on what is in memory.
 fn read_ext_resize(disk: &Arc<Disk>) -> bool {
     let size = disk.geometry().size;
-    let _ = ext4::plan_resize(&**disk, size / 2);
+    if let Ok(plan) = ext4::plan_resize(&**disk, size / 2) {
+        let _ = ext4::resize(&**disk, &plan, &mut |_, _| ());
+    }
     let _ = ext4::plan_resize(&**disk, size.saturating_mul(4));
     let Ok(plan) = ext4::plan_resize(&**disk, size) else { return false };
     let _ = ext4::resize(&**disk, &plan, &mut |_, _| ());
