@@ -131,10 +131,19 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg(self.path()).status();
+        // A child of another test may hold a file of it for the moment between its fork and its exec.
+        let mut left = 500;
+        while !Command::new("umount").arg(self.path()).output().is_ok_and(|out| out.status.success()) {
+            left -= 1;
+            if left == 0 {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
         let detached = Command::new("losetup").arg("-d").arg(&self.device).status();
         if !std::thread::panicking() {
-            assert!(unmounted.expect("umount runs").success() && detached.expect("losetup runs").success());
+            assert!(left > 0, "{} stays busy", self.path().display());
+            assert!(detached.expect("losetup runs").success());
         }
     }
 }
