@@ -14,7 +14,7 @@ const FUZZ_SECONDS: u32 = 3;
 const FUZZ_ALL_SECONDS: u32 = 60;
 
 /// The judges: foreign tools that say whether what we write is right.
-const NEEDS: [Need; 29] = [
+const NEEDS: [Need; 30] = [
     need("sgdisk", "gdisk", "judge partition tables"),
     need("sfdisk", "fdisk", "judge partition tables"),
     need("fsck.fat", "dosfstools", "judge FAT"),
@@ -42,6 +42,7 @@ const NEEDS: [Need; 29] = [
     need("pwck", "passwd", "judge a guest's users"),
     need("ssh-keygen", "openssh-client", "judge SSH keys"),
     need("cc", "gcc", "link Rust programs"),
+    need("c++", "g++", "build libFuzzer"),
     need("openssl", "openssl", "judge certificates and signatures"),
     need("groff", "groff-base", "judge man pages"),
 ];
