@@ -342,6 +342,13 @@ impl Layout {
             Journal::Automatic => self.usual_journal_blocks(),
             Journal::Bytes(bytes) => bytes / u64::from(self.block_size),
         };
+        if blocks == 0 {
+            let context = format!(
+                "{} blocks of {} bytes are too few for a journal: larger, smaller blocks, or without one",
+                self.blocks, self.block_size
+            );
+            return Err(Error::new(ErrorKind::NoSpace, context));
+        }
         if !JOURNAL_BLOCKS.contains(&blocks) || blocks > self.blocks / 2 {
             let context = format!(
                 "an ext4 journal of {blocks} blocks of {} bytes: it has 1024 to 10240000 and at most half of the file system's {}",

@@ -100,7 +100,10 @@ pub struct Loop(pub String);
 impl Loop {
     pub fn new(path: &Path, block: u32) -> Self {
         let block = block.to_string();
-        Self(agree("losetup", &["-b", &block, "-f", "--show", path.to_str().unwrap()]).trim().to_owned())
+        let device = agree("losetup", &["-b", &block, "-f", "--show", path.to_str().unwrap()]);
+        // Partitions of the device's last file stay with it where a test was killed.
+        ask("partx", &["-d", "--nr", "1-128", device.trim()]);
+        Self(device.trim().to_owned())
     }
 }
 

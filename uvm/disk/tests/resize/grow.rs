@@ -120,6 +120,37 @@ fn what_we_made_grows_by_us_and_by_resize2fs_in_turn() {
     }
 }
 
+#[test]
+fn what_we_made_becomes_larger_and_smaller() {
+    let options = |variant| Ext4Options::new(variant, [7; 16], [9; 16], 1_700_000_000);
+    let ext4 = options(Variant::Ext4);
+    for (options, logical_block_size) in [
+        (ext4.clone(), 512),
+        (Ext4Options { block_size: 1024, ..ext4.clone() }, 512),
+        (Ext4Options { backups: Backups::MetaGroups, ..ext4.clone() }, 4096),
+        (Ext4Options { backups: Backups::SparseSuper2, ..ext4 }, 512),
+        (options(Variant::Ext3), 4096),
+    ] {
+        let disk = built(100 * MIB, options, logical_block_size);
+        disk.mounted("rw", |root| grow_tree(&root.join("lost+found"), 200, 200_000, &mut Random(5)));
+        let tree = disk.tree();
+        // Ours at every other turn, and resize2fs, which asks for e2fsck first unless it is forced.
+        for (turn, size) in [900, 400, 120, 500, 90, 300, 80].into_iter().enumerate() {
+            // resize2fs cuts the file.
+            disk.set_len(900 * MIB);
+            if turn % 3 == 1 {
+                agree("resize2fs", &["-f", disk.path(), &format!("{size}M")]);
+            } else {
+                resize(&disk, size * MIB);
+            }
+            disk.assert_clean();
+            assert_eq!(disk.tree(), tree, "{size} MiB");
+        }
+        disk.mounted("rw", |root| churn(root, 200, &mut Random(6)));
+        disk.assert_clean();
+    }
+}
+
 /// Creates, overwrites, cuts, renames and removes files, as many seeds as steps.
 fn churn(root: &std::path::Path, steps: u64, random: &mut Random) {
     use std::fs;
