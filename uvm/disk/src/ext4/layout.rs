@@ -344,7 +344,7 @@ impl Layout {
         };
         if blocks == 0 {
             let context = format!(
-                "{} blocks of {} bytes are too few for a journal: larger, smaller blocks, or without one",
+                "{} blocks of {} bytes are too few for a journal: make it larger, take smaller blocks, or leave the journal out",
                 self.blocks, self.block_size
             );
             return Err(Error::new(ErrorKind::NoSpace, context));
