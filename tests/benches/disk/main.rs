@@ -17,7 +17,7 @@ const GIB: u64 = 1 << 30;
 /// ext4 on the machine that measures takes no file of 16 TiB.
 const LARGEST: u64 = 16 * 1024 * GIB - GIB;
 const FORMAT_ROUNDS: usize = 7;
-const FILL_ROUNDS: usize = 4;
+const FILL_ROUNDS: usize = 5;
 const FILLED: u64 = 4 * GIB;
 /// What filling may take, besides this much for each file.
 const FILL_MEMORY: u64 = 64 << 20;
@@ -143,16 +143,18 @@ fn fill(data: &Data) -> Vec<Row> {
                 + finish(&image)
         })
     };
-    let copied = || {
+    let copied_with = |flags: &[&str]| {
         // Into a file that has its size, as the others do.
         blank(&image, FILLED);
         let (source, target) = (format!("if={tar}"), format!("of={}", text(&image)));
-        settled(|| {
-            timed(&mut command("dd", &[&source, &target, "bs=4M", "conv=fsync,notrunc", "status=none"]))
-        })
+        let arguments =
+            [&[source.as_str(), &target, "bs=4M", "conv=fsync,notrunc", "status=none"], flags].concat();
+        settled(|| timed(&mut command("dd", &arguments)))
     };
-    let contenders: [&dyn Fn() -> f64; 4] = [&ours, &from_tree, &by_kernel, &copied];
-    let mut times = [const { Vec::new() }; 4];
+    let copied = || copied_with(&[]);
+    let copied_directly = || copied_with(&["oflag=direct"]);
+    let contenders: [&dyn Fn() -> f64; 5] = [&ours, &from_tree, &by_kernel, &copied, &copied_directly];
+    let mut times = [const { Vec::new() }; 5];
     for round in 0..FILL_ROUNDS {
         // Who comes first changes: a disk may have a burst to give that the last one finds used up.
         for place in 0..contenders.len() {
@@ -164,7 +166,7 @@ fn fill(data: &Data) -> Vec<Row> {
     blank(&image, FILLED);
     let peak = peak_memory(&mut uvm(&arguments));
     std::fs::remove_file(&image).unwrap();
-    let [ours, from_tree, by_kernel, copied] = times.map(median);
+    let [ours, from_tree, by_kernel, copied, copied_directly] = times.map(median);
     let faster = from_tree.min(by_kernel);
     let row = |name: &str, peer: f64, goal: f64, note: String| Row {
         name: name.to_owned(),
@@ -186,6 +188,7 @@ fn fill(data: &Data) -> Vec<Row> {
         ),
         row("… mkfs.ext4, loop mount, tar -x, umount, sync", by_kernel, 0.5, String::new()),
         row("… the floor: dd of the same bytes with fsync", copied, 1.25, String::new()),
+        row("… the floor: the same past the page cache", copied_directly, 1.25, "oflag=direct".to_owned()),
         memory(peak, data.files),
     ]
 }

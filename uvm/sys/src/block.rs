@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,10 @@ const BLKZEROOUT: rustix::ioctl::Opcode = opcode::none(0x12, 127);
 
 /// Zeroes are written in pieces of this many bytes where nothing faster works.
 const ZERO_BUFFER_LEN: usize = 1 << 20;
+/// A write of at least this many bytes is one of a stream, not read again soon.
+const STREAM_LEN: usize = 1 << 20;
+/// This far behind a stream its bytes are on the device by now.
+const STREAM_BEHIND: u64 = 64 << 20;
 /// One offloaded request covers no more than this, so that none blocks for minutes.
 const OFFLOAD_LEN: u64 = 1 << 30;
 /// A signal may interrupt a call; a storm of them is an error, not a hang.
@@ -203,7 +208,19 @@ impl KernelBlock {
             }
             done += n;
         }
+        if buf.len() >= STREAM_LEN {
+            self.write_behind(offset, buf.len() as u64);
+        }
         Ok(())
+    }
+
+    /// Sets the kernel writing what a stream has just written, and drops what is on the device already.
+    /// Without it the device idles until the flush, and a small machine's memory fills up with what
+    /// nobody reads again.
+    fn write_behind(&self, offset: u64, len: u64) {
+        let from = offset.saturating_sub(STREAM_BEHIND);
+        // Advice: where it is not taken, the flush does all of it.
+        let _ = rustix::fs::fadvise(&self.file, from, NonZeroU64::new(offset + len - from), Advice::DontNeed);
     }
 
     /// Makes `len` bytes at `offset` read as zero by the fastest means there is. Never an overwrite in
