@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::bitmap;
 use super::descriptor::{Field, INODE_UNINIT};
-use super::features::{EA_INODE, ORPHAN_FILE, QUOTA, STABLE_INODES};
+use super::features::{EA_INODE, ORPHAN_FILE, ORPHAN_PRESENT, QUOTA, STABLE_INODES};
 use super::inode::{Inode, JOURNAL, RESIZE};
 use super::superblock::{Geometry, corrupt, has_descriptor_checksums};
 use super::tree;
@@ -13,6 +13,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// The inode of bad blocks.
 const BAD_BLOCKS: u32 = 1;
+/// `s_creator_os`.
+const CREATOR_HURD: u32 = 1;
 /// The part of a transaction that one file's map may take.
 const MAP_PART: u64 = 4;
 
@@ -171,17 +173,34 @@ impl Volume<'_> {
         if survey.inodes > 0 {
             self.references(new)?;
         }
-        let journal = self.superblock.journal_inode().unwrap_or(JOURNAL);
-        if features.compat & ORPHAN_FILE != 0 && self.superblock.u32(0x280) > new.inodes() {
-            return Err(unmoved("the inode of the orphan file"));
-        }
-        if journal > new.inodes() {
-            return Err(unmoved("the inode of the journal"));
-        }
-        if self.superblock.u32(0xE8) != 0 {
+        self.check_named_inodes(new)?;
+        // The orphan file names inodes as the list does.
+        if self.superblock.u32(0xE8) != 0 || features.ro_compat & ORPHAN_PRESENT != 0 {
             return Err(unmoved("a list of orphans (a mount empties it)"));
         }
+        // Its inodes have a block for their translator, which is in no map.
+        if self.superblock.u32(0x48) == CREATOR_HURD {
+            return Err(unmoved("the translators"));
+        }
         Ok(())
+    }
+
+    /// Refuses where an inode that the superblock names would get another number.
+    fn check_named_inodes(&self, new: &Geometry) -> Result<()> {
+        let features = self.superblock.features();
+        let field = |present: bool, at| if present { self.superblock.u32(at) } else { 0 };
+        let quota = features.ro_compat & QUOTA != 0;
+        let named = [
+            (self.superblock.journal_inode().unwrap_or(JOURNAL), "the inode of the journal"),
+            (field(features.compat & ORPHAN_FILE != 0, 0x280), "the inode of the orphan file"),
+            (field(quota, 0x240), "the inode of user quota"),
+            (field(quota, 0x244), "the inode of group quota"),
+            (field(quota, 0x26C), "the inode of project quota"),
+        ];
+        match named.into_iter().find(|(number, _)| *number > new.inodes()) {
+            Some((_, what)) => Err(unmoved(what)),
+            None => Ok(()),
+        }
     }
 
     /// Blocks of bitmaps and inode tables of kept groups that are behind the end.
