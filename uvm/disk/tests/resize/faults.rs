@@ -18,6 +18,7 @@ fn growth_is_finished_after_any_cut() {
         ("-t ext3 -b 4096 -g 1024", 20, 40, 4096),
         ("-t ext2 -b 1024", 20, 60, 512),
         ("-t ext4 -b 4096 -O ^has_journal -g 1024", 20, 40, 4096),
+        ("-t ext4 -b 4096 -g 4096 -E resize=4294967295", 40, 60, 4096),
     ] {
         let disk = Disk::made(before * MIB, options, Some(folder.path()));
         let tree = disk.tree();

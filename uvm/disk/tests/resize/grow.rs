@@ -8,7 +8,7 @@ use crate::judge::agree;
 use crate::support::{Disk, MIB, Random, grow_tree};
 
 /// Options of mke2fs, the size before and the size after in MiB.
-const SORTS: [(&str, u64, u64); 17] = [
+const SORTS: [(&str, u64, u64); 18] = [
     ("-t ext4", 40, 400),
     ("-t ext4", 8, 9),
     ("-t ext4 -b 4096", 600, 5000),
@@ -18,6 +18,8 @@ const SORTS: [(&str, u64, u64); 17] = [
     ("-t ext4 -O meta_bg,^resize_inode -b 1024", 200, 500),
     ("-t ext4 -b 1024 -O ^resize_inode", 30, 300),
     ("-t ext4 -b 1024 -E resize=100000", 30, 400),
+    // More reserved blocks than one transaction of the journal takes.
+    ("-t ext4 -b 4096 -E resize=4294967295", 100, 700),
     ("-t ext4 -b 4096 -O sparse_super2,^resize_inode", 300, 700),
     ("-t ext4 -b 4096 -O sparse_super2", 300, 10_000),
     ("-t ext4 -O ^flex_bg", 300, 1000),

@@ -14,7 +14,7 @@ const SORTS: [(&str, u64, u64); 18] = [
     ("-t ext4 -b 2048 -O ^metadata_csum,uninit_bg", 200, 150),
     ("-t ext4 -b 4096 -O meta_bg,^resize_inode -g 2048 -N 20000", 300, 200),
     ("-t ext4 -b 1024 -O ^resize_inode -N 2000", 300, 170),
-    ("-t ext4 -b 1024 -E resize=100000", 100, 60),
+    ("-t ext4 -b 1024 -E resize=1000000", 100, 60),
     ("-t ext4 -b 1024 -O sparse_super2,^resize_inode", 200, 130),
     ("-t ext4 -b 4096 -O ^flex_bg -g 4096", 300, 200),
     ("-t ext4 -O ^64bit,^sparse_super,^resize_inode -g 8192", 300, 170),
@@ -112,6 +112,34 @@ fn what_the_plan_calls_the_minimum_is_enough() {
         disk.assert_clean();
         assert_eq!(disk.tree(), tree, "{options}");
     }
+}
+
+/// What is known by the numbers of inodes elsewhere than in directories does not go on with others.
+#[test]
+fn inodes_named_outside_of_directories_keep_their_numbers() {
+    for (options, command, what) in [
+        ("-t ext4 -O orphan_file", "feature orphan_present", "a list of orphans"),
+        ("-t ext4 -O quota,project", "ssv prj_quota_inum 20000", "the inode of project quota"),
+        ("-t ext4 -O quota,project", "ssv usr_quota_inum 20000", "the inode of user quota"),
+        ("-t ext3", "ssv creator_os 1", "the translators"),
+    ] {
+        let disk = Disk::made(60 * MIB, &format!("{options} -b 1024 -N 24000"), None);
+        assert!(ext4::plan_resize(&disk.open(), 20 * MIB).is_ok(), "{options}");
+        agree("debugfs", &["-w", "-R", command, disk.path()]);
+        let refused = ext4::plan_resize(&disk.open(), 20 * MIB).unwrap_err();
+        assert_eq!(refused.kind(), uvm_disk::ErrorKind::Unsupported);
+        assert!(refused.to_string().starts_with(what), "{refused}");
+    }
+}
+
+/// Without sparse_super every group has a copy of the descriptors, and all are cut short at once.
+#[test]
+fn what_no_transaction_holds_is_refused() {
+    let options = "-t ext4 -b 1024 -O ^sparse_super,^resize_inode,^64bit -N 8192 -J size=1 -g 256";
+    let disk = Disk::made(264 * MIB, options, None);
+    let refused = ext4::plan_resize(&disk.open(), 255 * MIB).unwrap_err();
+    assert_eq!(refused.kind(), uvm_disk::ErrorKind::Unsupported, "{refused}");
+    assert!(refused.to_string().contains("at once"), "{refused}");
 }
 
 /// Random options, fillings and sizes.

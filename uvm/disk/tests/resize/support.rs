@@ -48,8 +48,17 @@ impl Disk {
     /// A file system by mke2fs with these options and the files of `tree`.
     pub(crate) fn made(size: u64, options: &str, tree: Option<&Path>) -> Self {
         let disk = Self::new(size, 512);
-        let mut args: Vec<&str> = options.split_whitespace().collect();
-        args.extend(["-q", "-F", "-E", "hash_seed=6b6b6b6b-6b6b-6b6b-6b6b-6b6b6b6b6b6b,root_owner=0:0"]);
+        // Of several -E only the last counts.
+        let mut extended = "hash_seed=6b6b6b6b-6b6b-6b6b-6b6b-6b6b6b6b6b6b,root_owner=0:0".to_owned();
+        let mut args = Vec::new();
+        let mut words = options.split_whitespace();
+        while let Some(word) = words.next() {
+            match word {
+                "-E" => extended = format!("{extended},{}", words.next().unwrap()),
+                _ => args.push(word),
+            }
+        }
+        args.extend(["-q", "-F", "-E", &extended]);
         if let Some(tree) = tree {
             args.extend(["-d", tree.to_str().unwrap()]);
         }

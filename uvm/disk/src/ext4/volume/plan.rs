@@ -84,13 +84,31 @@ fn plan_shrink(volume: &Volume<'_>, blocks: u64, plan: &mut ResizePlan) -> Resul
         );
         return Err(Error::new(ErrorKind::NoSpace, context));
     }
-    let new = geometry.shrunk(blocks)?;
+    let new = volume.shrunk(blocks)?;
+    check_cut(volume, &new)?;
     let survey = volume.survey(&new)?;
     plan.blocks_to_move = survey.blocks + survey.metadata + survey.journal;
     plan.inodes_to_move = survey.inodes;
     let overhead = u64::from(new.descriptor_blocks()) * (new.superblock_groups().count() as u64 + 2) + 16;
     plan.bytes_to_write =
         geometry.offset(plan.blocks_to_move + 4 * (survey.files + survey.inodes) + overhead);
+    Ok(())
+}
+
+/// Refuses where the last transaction, which cannot be divided, is more than the journal takes.
+fn check_cut(volume: &Volume<'_>, new: &Geometry) -> Result<()> {
+    let old = &volume.geometry;
+    let bitmaps = (0..new.groups).filter(|g| new.base_metadata(*g).end < old.base_metadata(*g).end).count();
+    let descriptors = (bitmaps as u64).min(u64::from(new.descriptor_blocks()));
+    // And superblock, end of the last group, resize inode with its list, and what is left of flex groups.
+    let needed = bitmaps as u64 + descriptors + new.reserved_descriptors + 16;
+    if needed > volume.capacity() {
+        let context = format!(
+            "cutting the ext file system off changes {needed} blocks at once; its journal takes {}",
+            volume.capacity()
+        );
+        return Err(Error::new(ErrorKind::Unsupported, context));
+    }
     Ok(())
 }
 
@@ -114,6 +132,9 @@ pub fn resize(device: &dyn BlockDevice, plan: &ResizePlan, progress: &mut dyn Fn
     let whole = plan.blocks.abs_diff(volume.geometry.blocks).max(1);
     if volume.geometry.blocks != plan.blocks || !volume.changed_descriptors.is_empty() {
         volume.begin()?;
+    }
+    if volume.geometry.blocks < plan.blocks {
+        volume.trim_reserve(plan.blocks)?;
     }
     // Each step adds a group, moves the end or changes to meta block groups.
     while volume.geometry.blocks < plan.blocks {

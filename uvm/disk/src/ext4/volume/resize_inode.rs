@@ -3,9 +3,12 @@
 //!
 //! Its double indirect block lists the kept blocks of group 0; each of these is an indirect block that lists its
 //! counterparts. All of it follows from the geometry.
+//!
+//! One more group with copies changes every one of the kept blocks, in one transaction. Where the journal is too small
+//! for that, fewer are kept.
 
 use super::inode::RESIZE;
-use super::superblock::corrupt;
+use super::superblock::{Geometry, corrupt};
 use super::volume::Volume;
 use crate::Result;
 use crate::field::{le32, put};
@@ -19,6 +22,39 @@ impl Volume<'_> {
             0 => Err(corrupt("the resize inode has no blocks")),
             block => Ok(u64::from(block)),
         }
+    }
+
+    /// Blocks kept for descriptors at most.
+    fn most_reserved(&self) -> u64 {
+        if self.journal.is_some() { self.capacity() / 2 } else { u64::MAX }
+    }
+
+    /// What is left with an end at `blocks`.
+    pub(super) fn shrunk(&self, blocks: u64) -> Result<Geometry> {
+        let mut new = self.geometry.shrunk(blocks)?;
+        new.reserved_descriptors = new.reserved_descriptors.min(self.most_reserved());
+        Ok(new)
+    }
+
+    /// Gives back kept blocks where growing to `blocks` changes more of them than one transaction may.
+    pub(super) fn trim_reserve(&mut self, blocks: u64) -> Result<()> {
+        let old = self.geometry;
+        let grown = old.with_blocks(blocks)?;
+        let same_copies = grown.superblock_groups().count() == old.superblock_groups().count();
+        if old.reserved_descriptors <= self.most_reserved() || same_copies {
+            return Ok(());
+        }
+        let mut new = old;
+        new.reserved_descriptors = self.most_reserved();
+        for group in old.superblock_groups() {
+            let kept = new.base_metadata(group).end..old.base_metadata(group).end;
+            self.free_base(kept, old.groups - 1)?;
+        }
+        self.geometry = new;
+        self.describe(&old)?;
+        self.rebuild_resize_inode()?;
+        self.total();
+        self.commit(u64::MAX)
     }
 
     /// Makes the resize inode what the geometry demands of it.

@@ -15,7 +15,7 @@ use crate::{Error, ErrorKind, Result};
 impl Volume<'_> {
     /// Cuts the file system off at `blocks`; `progress` hears how many blocks were moved.
     pub(super) fn shrink(&mut self, blocks: u64, progress: &mut dyn FnMut(u64)) -> Result<()> {
-        let new = self.geometry.shrunk(blocks)?;
+        let new = self.shrunk(blocks)?;
         let survey = self.survey(&new)?;
         if survey.leaked > 0 {
             self.free_leaks()?;
@@ -79,7 +79,7 @@ impl Volume<'_> {
 
     /// Frees blocks that were a group's for superblock and descriptors. A bitmap that is not there follows from the
     /// geometry; the last group gets one.
-    fn free_base(&mut self, blocks: std::ops::Range<u64>, last: u32) -> Result<()> {
+    pub(super) fn free_base(&mut self, blocks: std::ops::Range<u64>, last: u32) -> Result<()> {
         let group = self.geometry.group_of(blocks.start);
         let mut descriptor = self.descriptor(group);
         if group == last || !self.is_block_uninit(&descriptor) {
