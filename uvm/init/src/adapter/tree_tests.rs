@@ -1,6 +1,7 @@
 //! What every home of [`GuestTree`] must do alike: the tree in memory says what is right, a mounted one and those under
 //! construction follow; FAT as far as it has the means.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use uvm_disk::Memory;
@@ -8,7 +9,7 @@ use uvm_disk::ext4::{Ext4Builder, Ext4Options, Journal, Variant};
 use uvm_disk::fat::{FatBuilder, FatOptions, FatReader, FatType};
 use uvm_guest::{
     Attributes, ErrorKind, GuestPath, GuestTree, Kind, MemoryTree, Result, Timestamp, create_dir_all, edit,
-    remove_all, resolve, write_bytes,
+    layer, remove_all, resolve, write_bytes,
 };
 use uvm_sys::Tree;
 
@@ -323,6 +324,45 @@ fn what_fat_cannot_hold_is_refused_or_dropped() {
     tree.rename(&p("/Makefile"), &p("/makefile")).unwrap();
     assert_eq!(tree.list(&p("/")).unwrap(), [(b"makefile".to_vec(), Kind::File { size: 1 })]);
     assert_eq!(tree.read(&p("/makefile"), 9).unwrap(), b"1");
+}
+
+#[test]
+fn names_of_one_archive_that_differ_in_case_alone_are_refused_on_fat() {
+    let archive = |names: &[&str]| {
+        let mut archive = tar::Builder::new(Vec::new());
+        for name in names {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(0);
+            header.set_mode(0o644);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(0);
+            archive.append_data(&mut header, name, std::io::empty()).unwrap();
+        }
+        archive.into_inner().unwrap()
+    };
+    let fill = |archives: &[&[&str]]| {
+        let mut tree = alone(fat(&Arc::new(Memory::new(16 << 20, 512)), FatType::Fat16));
+        archives.iter().try_fold(tree.list(&p("/")).unwrap(), |_, names| {
+            let limits = layer::Limits::default();
+            let bytes = archive(names);
+            layer::apply(&mut &bytes[..], &mut tree, &limits, &mut |_| ControlFlow::Continue(()))?;
+            tree.list(&p("/"))
+        })
+    };
+    let refused: [&[&[&str]]; 5] = [
+        &[&["README", "Readme"]],
+        &[&["D/x", "d/x"]],
+        &[&["D/x", "d"]],
+        &[&["a"], &["A"]],
+        &[&["a"], &[".wh.A"]],
+    ];
+    for archives in refused {
+        let complaint = format!("{:?}", fill(archives).unwrap_err());
+        assert!(complaint.contains("differ in case alone"), "{archives:?}: {complaint}");
+    }
+    // Directories merge; what a later layer has by the same name replaces.
+    assert_eq!(fill(&[&["D/x", "d/y", "a"], &["D/x", "a", ".wh.b"]]).unwrap().len(), 2);
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //!
 //! As where the kernel mounts one: everything is root's, with mode 0755, and times are even seconds from 1980. Owners and
 //! modes are dropped without a word; links, special files and extended attributes are refused. Names are looked up in
-//! any case, and two that differ in case alone are refused.
+//! any case, and two that differ in case alone are refused: nothing is removed by a name it does not have, for what takes
+//! its place would be another file everywhere else.
 
 use std::io::{Read, Write};
 
@@ -100,6 +101,24 @@ impl FatTree {
 
     fn existing(&self, path: &GuestPath) -> Result<FatNode> {
         self.find(path)?.ok_or_else(|| missing(path))
+    }
+
+    /// Refuses a path that leads to an entry by a name in another case, its own or that of a directory on the way.
+    fn expect_same_case(&self, path: &GuestPath) -> Result<()> {
+        let mut dir = self.builder.root();
+        for name in path.components() {
+            let name = text(path, name)?;
+            let found = self.builder.lookup(dir, name).map_err(from_disk(path))?;
+            let (node, there) = found.ok_or_else(|| missing(path))?;
+            if there != name {
+                let context = format!(
+                    "{path}: {name:?} and {there:?} differ in case alone; FAT has one of them in a directory"
+                );
+                return Err(Error::new(ErrorKind::Exists, context));
+            }
+            dir = node;
+        }
+        Ok(())
     }
 
     fn kind(&self, node: FatNode, path: &GuestPath) -> Result<Kind> {
@@ -206,6 +225,7 @@ impl GuestTree for FatTree {
 
     fn remove(&mut self, path: &GuestPath) -> Result<()> {
         let node = self.existing(path)?;
+        self.expect_same_case(path)?;
         let (dir, name) = self.named(path)?;
         if self.kind(node, path)? == Kind::Directory
             && self.builder.list(node).map_err(from_disk(path))?.next().is_some()
