@@ -12,18 +12,20 @@ const WIPED: u64 = 1 << 20;
 /// The kernel refuses less.
 const MIN_PAGES: u64 = 10;
 
+/// Bytes of a page of the machines there are; the signature ends the first one.
+pub(crate) const PAGE_SIZES: [u32; 5] = [4096, 8192, 16_384, 32_768, 65_536];
+/// Signatures of an area that the memory of a sleeping machine lies in: of the kernel, uswsusp and Tux on Ice.
+pub(crate) const SLEEPING: [&[u8]; 4] = [b"S1SUSPEND", b"S2SUSPEND", b"ULSUSPEND", b"LINHIB000"];
+
 /// Whether the memory of a sleeping machine lies here (hibernation, kernel or uswsusp). That machine goes on with
 /// its file systems as it remembers them, so nobody else may change them.
 pub fn holds_sleeping_machine(device: &dyn BlockDevice) -> Result<bool> {
-    for page_size in [4096, 8192, 16_384, 65_536] {
+    for page_size in PAGE_SIZES.map(u64::from) {
         if page_size > device.geometry().size {
             break;
         }
         let signature = read(device, page_size - 10, 10, "reading the signature of a swap area")?;
-        if [b"S1SUSPEND", b"S2SUSPEND", b"ULSUSPEND", b"LINHIB000"]
-            .iter()
-            .any(|s| signature.starts_with(&s[..]))
-        {
+        if SLEEPING.iter().any(|sleeping| signature.starts_with(sleeping)) {
             return Ok(true);
         }
     }

@@ -42,7 +42,7 @@ pub struct DeviceUsage {
     pub problems: Vec<String>,
     /// In order of their place on the device. An extended partition is not among them; its logical ones are.
     pub partitions: Vec<PartitionUsage>,
-    /// What is on the device itself, where there is no table, or a broken one.
+    /// What is on the device itself, where there is no table, or one that is broken or an MBR without partitions.
     pub content: Option<ContentUsage>,
 }
 
@@ -146,9 +146,12 @@ pub fn scan(device: &dyn BlockDevice, visit: &mut Visit<'_>) -> Result<DeviceUsa
     // What an MBR says beside a broken GPT may be less than what there was.
     let broken = usage.problems.first().filter(|_| found.table != TableKind::Gpt);
     let broken = broken.map(|problem| format!("the partition table is broken: {problem}"));
-    if found.table == TableKind::None || broken.is_some() {
+    // Two bytes make an MBR, and boot sectors of file systems that are not known here have them too.
+    let bare = found.table == TableKind::Mbr && found.partitions.is_empty();
+    let assumed = broken.or_else(|| bare.then(|| "the MBR lists no partition".to_owned()));
+    if found.table == TableKind::None || assumed.is_some() {
         let file_system = found.file_system.as_ref();
-        usage.content = Some(content(device, &(0..size), file_system, broken, &mut merge)?);
+        usage.content = Some(content(device, &(0..size), file_system, assumed, &mut merge)?);
         usage.used = merge.finish()?;
         return Ok(usage);
     }

@@ -40,6 +40,44 @@ fn file_systems_are_named_as_blkid_does() {
 }
 
 #[test]
+fn swap_of_every_page_size_is_known_asleep_and_awake() {
+    for page_size in [4096_u64, 8192, 16_384, 32_768, 65_536] {
+        let image = Image::new(4 << 20, 512);
+        agree("mkswap", &["-L", "swappy", "-p", &page_size.to_string(), image.path()]);
+        same_as_blkid(&image);
+        for signature in [b"S1SUSPEND\0", b"S2SUSPEND\0", b"ULSUSPEND\0", b"LINHIB0001"] {
+            image.write_at(page_size - 10, signature).unwrap();
+            same_as_blkid(&image);
+            let found = probe(&*image).unwrap().file_system.expect("what a sleeping machine needs to wake");
+            assert_eq!(found.kind, "swsuspend");
+            assert!(uvm_disk::swap::holds_sleeping_machine(&*image).unwrap());
+        }
+    }
+}
+
+#[test]
+fn a_fat_volume_that_was_cut_off_is_not_nothing() {
+    let image = Image::new(64 << 20, 512);
+    agree("mkfs.vfat", &["-F", "32", image.path()]);
+    let cut = Image::new(40 << 20, 512);
+    let mut bytes = vec![0; 40 << 20];
+    image.read_at(0, &mut bytes).unwrap();
+    cut.write_at(0, &bytes).unwrap();
+    same_as_blkid(&cut);
+    // The table of a disk that was a FAT volume before counts.
+    let mut entry = [0; 16];
+    entry[4] = 0x83;
+    entry[8..16].copy_from_slice(&[0, 8, 0, 0, 0, 8, 0, 0]);
+    cut.write_at(446, &entry).unwrap();
+    let found = probe(&*cut).unwrap();
+    assert_eq!((found.table, found.file_system, found.partitions.len()), (TableKind::Mbr, None, 1));
+    // In a partition it is named as well.
+    bytes.truncate(1 << 20);
+    cut.write_at(1 << 20, &bytes).unwrap();
+    assert_eq!(probe(&*cut).unwrap().partitions[0].file_system.as_ref().unwrap().kind, "vfat");
+}
+
+#[test]
 fn mbr_with_logical_partitions() {
     let image = Image::new(64 << 20, 512);
     let script = image.path.with_extension("sfdisk");

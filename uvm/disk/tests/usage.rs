@@ -208,6 +208,17 @@ fn what_is_not_understood_is_used() {
             .is_some_and(|why| why.contains("overlaps")))
     );
     assert!(covers(&extents, 0..(8192 + 40_960) * 512));
+    // Boot sectors that have the signature of an MBR: sectors larger than what is known, a table that is too short.
+    for arguments in [["-S", "8192"], ["-F", "32"]] {
+        let image = Image::new(80 * MIB, 512);
+        agree("mkfs.fat", &[&arguments[..], &[image.path(), "65536"]].concat());
+        if arguments[0] == "-F" {
+            image.write_at(32, &(80_u32 << 11).to_le_bytes()).unwrap();
+        }
+        let (usage, extents) = scanned(&*image);
+        assert_eq!((usage.used, extents.len()), (80 * MIB, 1), "{arguments:?}");
+        assert!(usage.content.unwrap().assumed.is_some());
+    }
     // Half a table.
     let broken = Image::new(64 * MIB, 512);
     gpt::write(&*broken, &table(&*broken, &[8])).unwrap();

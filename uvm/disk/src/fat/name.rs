@@ -60,8 +60,9 @@ pub(super) fn encode_label(label: &str) -> Result<Option<ShortName>> {
     let upper = label.to_ascii_uppercase();
     let fits = upper.len() <= 11 && upper.bytes().all(|b| b == b' ' || is_short_byte(b));
     if !fits || upper.starts_with(' ') {
-        let context =
-            format!("FAT label {label:?}: at most 11 letters, digits, spaces or !#$%&'()-@^_`{{}}~");
+        let context = format!(
+            "FAT label {label:?}: at most 11 letters, digits, !#$%&'()-@^_`{{}}~, or spaces after them"
+        );
         return Err(Error::new(ErrorKind::Invalid, context));
     }
     let mut bytes = [b' '; 11];

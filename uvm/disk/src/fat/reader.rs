@@ -52,8 +52,21 @@ fn corrupt(what: impl Into<String>) -> Error {
 }
 
 impl<'d> FatReader<'d> {
-    /// [`ErrorKind::NotFound`] where the boot sector is not one of FAT.
+    /// [`ErrorKind::NotFound`] where the boot sector is not one of FAT; [`ErrorKind::Corrupt`] where it is, and claims
+    /// more than there is.
     pub fn open(device: &'d dyn BlockDevice) -> Result<Self> {
+        let reader = Self::claimed(device)?;
+        let table_len = reader.fat_type.table_len(u64::from(reader.clusters) + 2);
+        // The tables end where the root directory begins: there is the one that counts.
+        let has_table = reader.fat_offset + reader.fat_len <= reader.root_offset;
+        if reader.size > device.geometry().size || table_len > reader.fat_len || !has_table {
+            return Err(corrupt("the FAT boot sector claims more than there is"));
+        }
+        Ok(reader)
+    }
+
+    /// What the boot sector says, whether it can be so or not: that is enough to know whose volume this was.
+    pub(crate) fn claimed(device: &'d dyn BlockDevice) -> Result<Self> {
         let none = || Error::new(ErrorKind::NotFound, "reading a FAT boot sector: there is none");
         if device.geometry().size < 512 {
             return Err(none());
@@ -92,13 +105,7 @@ impl<'d> FatReader<'d> {
             flags if is_32 && flags & 0x80 != 0 => u64::from(flags & 0xf),
             _ => 0,
         };
-        if active >= fats {
-            return Err(corrupt(format!("FAT {active} of {fats} is the active one")));
-        }
         let fat_type = if is_32 { FatType::Fat32 } else { FatType::of(clusters.min(65_524)) };
-        if total * sector > device.geometry().size || fat_type.table_len(u64::from(clusters) + 2) > fat_len {
-            return Err(corrupt("the FAT boot sector claims more than there is"));
-        }
         Ok(Self {
             device,
             fat_type,

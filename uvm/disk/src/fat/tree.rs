@@ -150,7 +150,8 @@ pub(super) fn slots_of(name: &str) -> u32 {
 /// The slots of a directory with `more` entries, at most as many as FAT counts.
 pub(super) fn grown(directory: &Directory, more: u32, max: u32) -> Result<u32> {
     let slots = directory.slots + more;
-    if slots > max.min(MAX_ENTRIES as u32) {
+    let max = max.min(MAX_ENTRIES as u32);
+    if slots > max {
         let context = format!("the FAT directory is full: it holds {max} entries of 32 bytes");
         return Err(Error::new(ErrorKind::NoSpace, context));
     }

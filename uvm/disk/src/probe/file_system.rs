@@ -4,6 +4,7 @@ use uuid::Uuid;
 
 use crate::fat::{FatReader, FatType};
 use crate::field::{be32, be64, bytes_at, le16, le32, le64, read};
+use crate::swap::{PAGE_SIZES, SLEEPING};
 use crate::{BlockDevice, ErrorKind, Result};
 
 /// Bytes read from the start; the furthest superblock here, btrfs', ends at 68 KiB.
@@ -64,13 +65,28 @@ pub(super) fn probe(device: &dyn BlockDevice) -> Result<Option<FileSystem>> {
     }
 }
 
-fn vfat(device: &dyn BlockDevice) -> Result<Option<FileSystem>> {
-    let reader = match FatReader::open(device) {
-        Ok(reader) => reader,
-        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Corrupt) => return Ok(None),
-        Err(e) => return Err(e),
-    };
+/// A FAT volume that cannot be read, because it was cut off or its boot sector claims too much. Its owner may have a
+/// use for it all the same: it is not nothing.
+pub(super) fn probe_broken(device: &dyn BlockDevice) -> Result<Option<FileSystem>> {
+    let claimed = some_fat(FatReader::claimed(device))?;
+    Ok(claimed.and_then(|reader| found("vfat", None, Some(serial(&reader)))))
+}
+
+fn some_fat(opened: Result<FatReader<'_>>) -> Result<Option<FatReader<'_>>> {
+    match opened {
+        Ok(reader) => Ok(Some(reader)),
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Corrupt) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn serial(reader: &FatReader<'_>) -> String {
     let id = reader.volume_id();
+    format!("{:04X}-{:04X}", id >> 16, id & 0xffff)
+}
+
+fn vfat(device: &dyn BlockDevice) -> Result<Option<FileSystem>> {
+    let Some(reader) = some_fat(FatReader::open(device))? else { return Ok(None) };
     let version = match reader.fat_type() {
         FatType::Fat12 => "FAT12",
         FatType::Fat16 => "FAT16",
@@ -78,8 +94,8 @@ fn vfat(device: &dyn BlockDevice) -> Result<Option<FileSystem>> {
     };
     Ok(Some(FileSystem {
         kind: "vfat",
-        label: reader.label().ok().flatten(),
-        uuid: Some(format!("{:04X}-{:04X}", id >> 16, id & 0xffff)),
+        label: reader.label().ok().flatten().map(|label| super::printable(&label)),
+        uuid: Some(serial(&reader)),
         size: Some(reader.capacity()),
         used: reader.free().ok().and_then(|free| reader.capacity().checked_sub(free)),
         version: Some(version.into()),
@@ -143,13 +159,16 @@ fn btrfs(head: &[u8]) -> Option<FileSystem> {
 }
 
 fn swap(head: &[u8]) -> Option<FileSystem> {
-    let page = [4096, 8192, 16_384, 65_536].into_iter().find(|page| magic(head, page - 10, b"SWAPSPACE2"))?;
-    let size = (u64::from(le32(head, 1028)) + 1).checked_mul(page as u64);
-    Some(FileSystem {
-        size,
-        version: Some(le32(head, 1024).to_string()),
-        ..found("swap", text(head, 1052, 16), uuid(head, 1036))?
-    })
+    let signatures = PAGE_SIZES.into_iter().map(|page| (page, bytes_at::<10>(head, page as usize - 10)));
+    let is_sleeping = |signature: &[u8]| SLEEPING.iter().any(|sleeping| signature.starts_with(sleeping));
+    let (page, signature) = { signatures }.find(|(_, s)| s == b"SWAPSPACE2" || is_sleeping(s))?;
+    let size = (u64::from(le32(head, 1028)) + 1).checked_mul(page.into());
+    let (kind, version) = if is_sleeping(&signature) {
+        ("swsuspend", String::from_utf8_lossy(&signature[..9]).to_ascii_lowercase())
+    } else {
+        ("swap", le32(head, 1024).to_string())
+    };
+    Some(FileSystem { size, version: Some(version), ..found(kind, text(head, 1052, 16), uuid(head, 1036))? })
 }
 
 fn luks(head: &[u8]) -> Option<FileSystem> {

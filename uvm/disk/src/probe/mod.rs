@@ -96,7 +96,11 @@ impl BlockDevice for Part<'_> {
 
 fn probe_part(device: &dyn BlockDevice, offset: u64, size: u64) -> Result<Option<FileSystem>> {
     match offset.checked_add(size) {
-        Some(end) if end <= device.geometry().size => file_system::probe(&Part { device, offset, size }),
+        Some(end) if end <= device.geometry().size => {
+            let part = Part { device, offset, size };
+            file_system::probe(&part)?
+                .map_or_else(|| file_system::probe_broken(&part), |found| Ok(Some(found)))
+        }
         _ => Ok(None),
     }
 }
@@ -140,7 +144,12 @@ pub fn probe(device: &dyn BlockDevice) -> Result<Probe> {
     if found.file_system.is_some() {
         return Ok(found);
     }
-    let Some(mbr) = mbr::read(device)? else { return Ok(found) };
+    let mbr = mbr::read(device)?;
+    // A table with partitions may stand in the boot sector of what was there before it.
+    if mbr.as_ref().is_none_or(|mbr| mbr.partitions.is_empty()) {
+        found.file_system = file_system::probe_broken(device)?;
+    }
+    let Some(mbr) = mbr.filter(|_| found.file_system.is_none()) else { return Ok(found) };
     found.table = TableKind::Mbr;
     for p in mbr.partitions {
         // Two times 32 bits and a block size: no overflow.

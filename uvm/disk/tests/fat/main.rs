@@ -354,7 +354,9 @@ fn a_directory_holds_as_much_as_fat_counts() {
         builder.create_file(dir, &format!("f{i}"), 0, &mut std::io::empty(), CLOCK).unwrap();
     }
     let more = builder.create_file(dir, "more", 0, &mut std::io::empty(), CLOCK);
-    assert_eq!(more.unwrap_err().kind(), ErrorKind::NoSpace);
+    let more = more.unwrap_err();
+    assert_eq!(more.kind(), ErrorKind::NoSpace);
+    assert!(more.to_string().contains("65536 entries"), "{more}");
     builder.unlink(dir, "f9").unwrap();
     builder.create_file(dir, "more", 0, &mut std::io::empty(), CLOCK).unwrap();
     builder.finish().unwrap();

@@ -156,7 +156,7 @@ fn mounted<T>(
 /// The one ext4 with an operating system on it, fit to be changed.
 fn find_root(device: &Device) -> Result<Root, JobError> {
     let parts = parts_of(device, &probe(&**device)?);
-    for part in parts.iter().filter(|part| part.format.is_none()) {
+    for part in parts.iter().filter(|part| part.format.is_none_or(|format| format == "swsuspend")) {
         if swap::holds_sleeping_machine(&*part.slice)? {
             let detail =
                 format!("the machine is hibernated in {}: wake it and shut it down first", part.name);
