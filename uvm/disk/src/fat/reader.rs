@@ -37,7 +37,7 @@ pub struct FatReader<'d> {
     pub(super) cluster_size: u32,
     pub(super) clusters: u32,
     /// Bytes from the boot sector to the last one.
-    pub(super) size: u64,
+    pub(crate) size: u64,
     fat_offset: u64,
     fat_len: u64,
     root_offset: u64,
@@ -132,11 +132,6 @@ impl<'d> FatReader<'d> {
     /// The serial number.
     pub fn volume_id(&self) -> u32 {
         self.volume_id
-    }
-
-    /// Bytes of all clusters.
-    pub fn capacity(&self) -> u64 {
-        u64::from(self.clusters) * u64::from(self.cluster_size)
     }
 
     /// The label in the root directory, else the one in the boot sector.

@@ -21,7 +21,7 @@ pub struct FileSystem {
     pub label: Option<String>,
     /// Identity, printed as blkid does.
     pub uuid: Option<String>,
-    /// Bytes it says it has.
+    /// Bytes it says it has, from its first to its last: less would cut it off.
     pub size: Option<u64>,
     /// Bytes in use.
     pub used: Option<u64>,
@@ -96,8 +96,8 @@ fn vfat(device: &dyn BlockDevice) -> Result<Option<FileSystem>> {
         kind: "vfat",
         label: reader.label().ok().flatten().map(|label| super::printable(&label)),
         uuid: Some(serial(&reader)),
-        size: Some(reader.capacity()),
-        used: reader.free().ok().and_then(|free| reader.capacity().checked_sub(free)),
+        size: Some(reader.size),
+        used: reader.free().ok().and_then(|free| reader.size.checked_sub(free)),
         version: Some(version.into()),
     }))
 }
@@ -240,8 +240,10 @@ fn ntfs(head: &[u8]) -> Option<FileSystem> {
     if !magic(head, 3, b"NTFS    ") {
         return None;
     }
+    // The copy of the boot sector is behind what it counts.
+    let sectors = le64(head, 40).checked_add(1);
     Some(FileSystem {
-        size: le64(head, 40).checked_mul(u64::from(le16(head, 11))),
+        size: sectors.and_then(|sectors| sectors.checked_mul(u64::from(le16(head, 11)))),
         ..found("ntfs", None, Some(format!("{:016X}", le64(head, 72))))?
     })
 }
