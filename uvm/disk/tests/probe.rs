@@ -3,7 +3,7 @@
 
 mod judge;
 
-use judge::{Image, agree};
+use judge::{Image, Loop, agree, agree_with};
 use uvm_disk::probe::{OsRelease, TableKind, probe, read_os_release};
 use uvm_disk::{BlockDevice, Memory};
 
@@ -90,6 +90,82 @@ fn mbr_with_logical_partitions() {
     let extents: Vec<_> = found.partitions.iter().map(|p| (p.number, p.offset / 512, p.size / 512)).collect();
     assert_eq!(extents[0], (1, 2048, 20480));
     assert_eq!(extents[2..], [(5, 24576, 4096), (6, 30720, 4096)]);
+    // There may be more behind a record that cannot be read.
+    image.write_at(28672 * 512 + 510, &[0; 2]).unwrap();
+    let found = probe(&*image).unwrap();
+    assert_eq!(found.problems, ["the extended boot record at LBA 28672 has no signature"]);
+}
+
+/// The first and the last block of what is used, as far as the device is asked.
+fn used(image: &Image) -> Vec<std::ops::Range<u64>> {
+    let mut extents = Vec::new();
+    let mut visit = |extent| {
+        extents.push(extent);
+        Ok(())
+    };
+    uvm_disk::usage::scan(image, &mut visit).unwrap();
+    extents
+}
+
+#[test]
+fn a_gpt_that_was_written_over_is_a_remainder() {
+    for block in [512, 4096] {
+        let mib = (1 << 20) / u64::from(block);
+        let image = Image::new(64 << 20, block);
+        agree("sgdisk", &["-n", "1:0:+4M", &Loop::new(&image.path, block).0]);
+        assert_eq!(probe(&*image).unwrap().table, TableKind::Gpt);
+        // Nothing but the protective MBR is missing: its creation was interrupted.
+        image.write_at(0, &vec![0; block as usize]).unwrap();
+        assert_eq!(probe(&*image).unwrap().table, TableKind::Gpt);
+
+        // Both copies are still sound, and everybody reads the MBR.
+        let script = format!("label: dos\nstart={},size={},type=83\n", 8 * mib, 32 * mib);
+        let disk = Loop::new(&image.path, block);
+        let args = ["-q", "--wipe", "never", "--no-reread", "--no-tell-kernel", &disk.0];
+        agree_with("sfdisk", &args, &script);
+        assert_eq!(blkid(&disk.0, "PTTYPE").as_deref(), Some("dos"));
+        drop(disk);
+        let found = probe(&*image).unwrap();
+        assert_eq!((found.table, found.partitions.len()), (TableKind::Mbr, 1));
+        assert!(found.problems[0].ends_with("the GPT is a remainder"), "{:?}", found.problems);
+        assert!(used(&image).iter().any(|bytes| bytes.start <= 8 << 20 && bytes.end >= 40 << 20));
+
+        // A file system over the beginning, whose end was left alone.
+        let whole = Image::new(48 << 20, 512);
+        agree("mkfs.ext4", &["-q", "-F", "-b", "4096", whole.path()]);
+        image.write_at(0, &std::fs::read(&whole.path).unwrap()).unwrap();
+        let found = probe(&*image).unwrap();
+        assert_eq!((found.table, found.partitions.len()), (TableKind::None, 0));
+        assert_eq!(found.file_system.map(|found| found.kind), Some("ext4"));
+        assert_eq!(
+            found.problems,
+            ["LBA 0 is no protective MBR, the device holds ext4: the GPT is a remainder"]
+        );
+    }
+}
+
+#[test]
+fn a_file_system_below_an_mbr_says_nothing_of_its_partitions() {
+    let image = Image::new(64 << 20, 512);
+    agree("mkfs.ext4", &["-q", "-F", image.path()]);
+    let script = "label: dos\nstart=2048,size=65536,type=83\n";
+    agree_with("sfdisk", &["-q", "--wipe", "never", image.path()], script);
+    let found = probe(&*image).unwrap();
+    assert_eq!(found.problems, ["LBA 0 is an MBR with partitions, and the device holds ext4"]);
+    assert_eq!(used(&image), [0..64 << 20]);
+}
+
+#[test]
+fn a_file_system_has_all_that_it_must_not_lose() {
+    // The tables of FAT take 32 MiB here, and NTFS has a copy of its boot sector in the last.
+    for (tool, args) in [("mkfs.vfat", &["-F", "32", "-s", "1"][..]), ("mkntfs", &["-F", "-Q", "-q"])] {
+        let image = Image::new(2 << 30, 512);
+        agree(tool, &[args, &[image.path()]].concat());
+        let found = probe(&*image).unwrap().file_system.unwrap();
+        // mkfs.vfat leaves out what is no whole track.
+        let left_out = (2u64 << 30).checked_sub(found.size.unwrap());
+        assert!(left_out.is_some_and(|bytes| bytes < 64 << 10), "{tool}: {left_out:?}");
+    }
 }
 
 #[test]

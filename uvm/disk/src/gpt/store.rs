@@ -15,6 +15,8 @@ pub struct ReadTable {
     pub primary_ok: bool,
     /// The copy at the end is sound, where it belongs, and the same as the primary.
     pub backup_ok: bool,
+    /// Why LBA 0 does not protect it: systems that go by the standard see no GPT then, but what LBA 0 says.
+    pub unprotected: Option<String>,
     /// What is wrong, one line each.
     pub problems: Vec<String>,
 }
@@ -185,11 +187,16 @@ pub fn read(device: &dyn BlockDevice) -> Result<ReadTable> {
     for p in table.partitions.iter().filter(|p| p.ending_lba > last_lba) {
         problems.push(format!("partition {} ends beyond the device", p.number));
     }
-    if let Guard::Foreign(what) = guard::look(&copies.lba0, copies.geometry.blocks()) {
-        problems.push(what);
-    }
+    let unprotected = match guard::look(&copies.lba0, copies.geometry.blocks()) {
+        Guard::Foreign(what) => {
+            problems.push(what.clone());
+            Some(what)
+        }
+        Guard::Nothing => Some("LBA 0 is no protective MBR".to_owned()),
+        Guard::Protective { .. } | Guard::Hybrid(_) => None,
+    };
     let (primary_ok, backup_ok) = (primary.is_some(), backup.is_some() && !displaced && !differ);
-    Ok(ReadTable { table, primary_ok, backup_ok, problems })
+    Ok(ReadTable { table, primary_ok, backup_ok, unprotected, problems })
 }
 
 /// Writes zeroes over the first and the last MiB, so that neither copy of a table survives, and reads

@@ -112,7 +112,12 @@ struct Found {
 
 /// Reads the table with its logical partitions; `None` where there is none.
 pub fn read(device: &dyn BlockDevice) -> Result<Option<Mbr>> {
-    Ok(find(device)?.map(|found| found.mbr))
+    Ok(read_chain(device)?.map(|(mbr, _)| mbr))
+}
+
+/// The same, and why there may be more logical partitions than were found.
+pub(crate) fn read_chain(device: &dyn BlockDevice) -> Result<Option<(Mbr, Option<String>)>> {
+    Ok(find(device)?.map(|found| (found.mbr, found.broken)))
 }
 
 fn find(device: &dyn BlockDevice) -> Result<Option<Found>> {

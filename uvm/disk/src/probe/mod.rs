@@ -115,42 +115,32 @@ pub fn probe(device: &dyn BlockDevice) -> Result<Probe> {
         file_system: None,
     };
     let block = device.geometry().logical_block_size;
-    let read = gpt::read(device);
-    match read {
-        Ok(read) => {
-            found.table = TableKind::Gpt;
-            found.disk_guid = Some(read.table.disk_guid);
-            found.problems = read.problems;
-            for p in read.table.partitions {
-                let Some((offset, size)) = p.extent(block) else { continue };
-                found.partitions.push(ProbedPartition {
-                    number: p.number,
-                    name: Some(printable(&p.name)),
-                    kind: PartitionKind::Gpt(p.type_guid),
-                    unique_guid: Some(p.unique_guid),
-                    offset,
-                    size,
-                    file_system: probe_part(device, offset, size)?,
-                });
-            }
-            return Ok(found);
-        }
+    match gpt::read(device) {
+        Ok(read) => match remainder(device, &read)? {
+            None => return of_gpt(device, read, found),
+            Some(problem) => found.problems.push(problem),
+        },
         Err(error) if error.kind() == ErrorKind::Corrupt => found.problems.push(error.to_string()),
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
     // A boot sector may look like an empty MBR: a file system goes first.
     found.file_system = file_system::probe(device)?;
-    if found.file_system.is_some() {
+    let table = mbr::read_chain(device)?;
+    let divided = table.as_ref().is_some_and(|(mbr, _)| !mbr.partitions.is_empty());
+    if let Some(file_system) = &found.file_system {
+        // Either may be what is left of the past.
+        let problem = format!("LBA 0 is an MBR with partitions, and the device holds {}", file_system.kind);
+        found.problems.extend(divided.then_some(problem));
         return Ok(found);
     }
-    let mbr = mbr::read(device)?;
     // A table with partitions may stand in the boot sector of what was there before it.
-    if mbr.as_ref().is_none_or(|mbr| mbr.partitions.is_empty()) {
+    if !divided {
         found.file_system = file_system::probe_broken(device)?;
     }
-    let Some(mbr) = mbr.filter(|_| found.file_system.is_none()) else { return Ok(found) };
+    let Some((mbr, broken)) = table.filter(|_| found.file_system.is_none()) else { return Ok(found) };
     found.table = TableKind::Mbr;
+    found.problems.extend(broken);
     for p in mbr.partitions {
         // Two times 32 bits and a block size: no overflow.
         let (offset, size) = (p.starting_lba * u64::from(block), p.blocks * u64::from(block));
@@ -159,6 +149,39 @@ pub fn probe(device: &dyn BlockDevice) -> Result<Probe> {
             name: None,
             kind: PartitionKind::Mbr(p.kind),
             unique_guid: None,
+            offset,
+            size,
+            file_system: probe_part(device, offset, size)?,
+        });
+    }
+    Ok(found)
+}
+
+/// Whether a GPT was left behind by whoever wrote an MBR or a file system over its beginning, and why: no system finds
+/// it any more, and what it calls free may be in use. Without a protective MBR it counts where nothing else is there: its
+/// creation was interrupted.
+fn remainder(device: &dyn BlockDevice, read: &gpt::ReadTable) -> Result<Option<String>> {
+    let Some(why) = &read.unprotected else { return Ok(None) };
+    let mbr = mbr::read(device)?.filter(|mbr| !mbr.partitions.is_empty());
+    Ok(match (file_system::probe(device)?, mbr) {
+        (Some(found), _) => Some(format!("{why}, the device holds {}: the GPT is a remainder", found.kind)),
+        (None, Some(_)) => Some(format!("{why}: the GPT is a remainder")),
+        (None, None) => None,
+    })
+}
+
+fn of_gpt(device: &dyn BlockDevice, read: gpt::ReadTable, mut found: Probe) -> Result<Probe> {
+    let block = device.geometry().logical_block_size;
+    found.table = TableKind::Gpt;
+    found.disk_guid = Some(read.table.disk_guid);
+    found.problems = read.problems;
+    for p in read.table.partitions {
+        let Some((offset, size)) = p.extent(block) else { continue };
+        found.partitions.push(ProbedPartition {
+            number: p.number,
+            name: Some(printable(&p.name)),
+            kind: PartitionKind::Gpt(p.type_guid),
+            unique_guid: Some(p.unique_guid),
             offset,
             size,
             file_system: probe_part(device, offset, size)?,
