@@ -307,6 +307,19 @@ fn each_is_kept_made_anew_resized_or_deleted_with_its_reason() {
     let actions: Vec<Action> = decided.iter().map(|decided| decided.action).collect();
     assert_eq!(actions, [Action::Keep, Action::Delete, Action::Keep]);
     assert_eq!(decided[2].reason, "partition 5 \"data\" has the number 5 and is as it is wanted");
+
+    // A full table has room for what comes instead of what goes.
+    let instead = vec![
+        wanted("new", 50),
+        wanted("esp", 100),
+        Wanted { should_exist: false, wipe_entry: true, ..wanted("root", 1) },
+        wanted("data", 200),
+        wanted("newer", 50),
+        wanted("newest", 50),
+    ];
+    let decided = decide(&space(), 5, &instead, &disk()).unwrap();
+    let numbers: Vec<u32> = decided.iter().map(|decided| decided.number).collect();
+    assert_eq!(numbers, [3, 1, 2, 5, 4, 2]);
 }
 
 #[test]

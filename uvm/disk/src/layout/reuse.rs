@@ -444,8 +444,8 @@ fn contents(wanted: &Wanted, old: &ProbedPartition, by: &str) -> Result<Option<S
     Ok(None)
 }
 
-/// The number of each: as wanted, as found, else its place in the list, else the lowest that is free. `None` for one
-/// that is to be gone and is not there.
+/// The number of each: as wanted, as found, else its place in the list, else the lowest that is free, else the lowest
+/// that becomes free. `None` for one that is to be gone and is not there.
 fn numbers(
     wanted: &[Wanted],
     choices: &[Choice],
@@ -453,6 +453,7 @@ fn numbers(
     most: u32,
 ) -> Result<Vec<Option<u32>>> {
     let mut used = BTreeSet::new();
+    let mut leaving = BTreeSet::new();
     let mut numbers = Vec::with_capacity(wanted.len());
     for (wanted, choice) in wanted.iter().zip(choices) {
         let number =
@@ -467,6 +468,9 @@ fn numbers(
                     format!("two partitions of the layout have the number {number}: it is not unique");
                 return Err(Error::new(ErrorKind::Invalid, context));
             }
+            if choice.action == Action::Delete {
+                leaving.insert(number);
+            }
         }
         numbers.push(number);
     }
@@ -477,7 +481,7 @@ fn numbers(
         let place = u32::try_from(index + 1).unwrap_or(u32::MAX);
         let free =
             std::iter::once(place).chain(1..=most).find(|number| *number <= most && !used.contains(number));
-        let Some(number) = free else {
+        let Some(number) = free.or_else(|| leaving.pop_first()) else {
             let context = format!("{} partitions: this table has room for {most}", wanted.len());
             return Err(Error::new(ErrorKind::NoSpace, context));
         };
