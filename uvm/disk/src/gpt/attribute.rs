@@ -29,6 +29,16 @@ const NAMES: [(&str, u64); 8] = [
     ("no-auto", NO_AUTO),
 ];
 
+/// Every bit that has a name here.
+pub const NAMED: u64 = REQUIRED_PARTITION
+    | NO_BLOCK_IO
+    | LEGACY_BIOS_BOOTABLE
+    | GROWFS
+    | READ_ONLY
+    | SHADOW_COPY
+    | HIDDEN
+    | NO_AUTO;
+
 /// The bit of that name.
 pub fn by_name(name: &str) -> Option<u64> {
     NAMES.iter().find(|(known, _)| *known == name).map(|(_, bit)| *bit)

@@ -108,10 +108,14 @@ impl Maker<'_> {
             return Ok(bits);
         }
         let old = self.old_attributes(decided.number);
-        let new = if spec.attributes.is_empty() { old } else { bits };
+        // What has no name stays: boot loaders count their tries there.
+        let new = if spec.attributes.is_empty() { old } else { bits | (old & !attribute::NAMED) };
         if new != old {
-            let names = |bits| attribute::names_of(bits).join(", ");
-            reason.push_str(&format!("; its attributes become {}, not {:?}", names(new), names(old)));
+            let names = |bits| match attribute::names_of(bits).join(", ") {
+                none if none.is_empty() => "none".to_owned(),
+                names => names,
+            };
+            reason.push_str(&format!("; its attributes become {} instead of {}", names(new), names(old)));
         }
         Ok(new)
     }

@@ -15,8 +15,8 @@ use crate::job::JobError;
 /// As systemd-repart has it.
 const DEFAULT_WEIGHT: u32 = 1000;
 const MAX_WEIGHT: u32 = 1_000_000;
-/// Largest number of MiB taken for a size; 16 EiB.
-const MAX_MIB: u64 = 1 << 44;
+/// Largest number of MiB taken for a size; 8 EiB, beyond what a device counts.
+const MAX_MIB: u64 = 1 << 43;
 
 /// The name of a format on the wire.
 pub(crate) fn format_name(format: FileSystemFormat) -> &'static str {
@@ -271,22 +271,26 @@ pub(super) fn file_system_label(spec: &PartitionSpec) -> Result<String, JobError
     let format = spec.filesystem.format;
     let label = match (&spec.filesystem.label, format) {
         (Some(label), _) => label.clone(),
-        (None, FileSystemFormat::Vfat) => spec.label.to_ascii_uppercase().chars().take(11).collect(),
+        // As much of the partition's as there is room for.
+        (None, FileSystemFormat::Vfat) => {
+            let label = spec.label.to_ascii_uppercase();
+            label.chars().filter(|c| u8::try_from(*c).is_ok_and(is_of_fat_label)).take(11).collect()
+        }
         (None, FileSystemFormat::Ntfs) => spec.label.clone(),
-        (None, _) => spec.label.chars().take(16).collect(),
+        (None, _) => spec.label[..spec.label.floor_char_boundary(16)].to_owned(),
     };
     check_label(&label, format)?;
     Ok(label)
 }
 
+fn is_of_fat_label(b: u8) -> bool {
+    (b.is_ascii_graphic() || b == b' ') && !b.is_ascii_lowercase() && !br#"*?.,;:/\|+=<>[]""#.contains(&b)
+}
+
 fn check_label(label: &str, format: FileSystemFormat) -> Result<(), JobError> {
     let (fits, rule) = match format {
         FileSystemFormat::Vfat => (
-            label.len() <= 11
-                && label
-                    .bytes()
-                    .all(|b| (b.is_ascii_graphic() || b == b' ') && !br#"*?.,;:/\|+=<>[]""#.contains(&b))
-                && !label.bytes().any(|b| b.is_ascii_lowercase()),
+            label.len() <= 11 && label.bytes().all(is_of_fat_label),
             "at most 11 upper case ASCII characters, none of *?.,;:/\\|+=<>[]\"",
         ),
         FileSystemFormat::Ntfs => {
