@@ -151,7 +151,11 @@ impl Engine {
                 let detail = format!("{:?} is the source and the target", source.attached.serial);
                 return Err(JobError::new(ErrorCode::InvalidRequest, detail));
             }
-            plan::plan(spec, id, &observed, source.as_ref())
+            let plan = plan::plan(spec, id, &observed, source.as_ref())?;
+            if let Some(layout) = plan.layout().filter(|layout| layout.edit.is_some()) {
+                inspect::rehearse(&observed.attached, layout)?;
+            }
+            Ok(plan)
         });
         made.map_err(|error| Problem {
             instance: None,

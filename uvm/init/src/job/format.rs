@@ -6,9 +6,10 @@ use uvm_api::{ErrorCode, FileSystemFormat};
 use uvm_disk::ext4::{Ext4Builder, Ext4Options, Inodes, Variant};
 use uvm_disk::fat::{FatBuilder, FatOptions, FatType};
 use uvm_disk::ntfs::{self, NtfsOptions};
-use uvm_disk::{Device, Slice, swap};
+use uvm_disk::{Device, Geometry, Slice, swap};
 
 use super::JobError;
+use super::draft::Unreachable;
 use super::layout::{Placed, derive};
 
 /// Page size of the machines we make; a swap area is counted in it.
@@ -86,6 +87,15 @@ pub(super) fn fat_builder(disk: &Device, placed: &Placed, clock: u64) -> Result<
             Ok(FatBuilder::new(slice(disk, placed)?, options(None))?)
         }
         made => Ok(made?),
+    }
+}
+
+/// Refuses what [`make_empty`] or a builder would before it writes anything.
+pub(super) fn check(placed: &Placed, geometry: &Geometry) -> Result<(), JobError> {
+    let disk: Device = Arc::new(Unreachable(*geometry));
+    match make_empty(&disk, placed, 0) {
+        Err(error) if error.code != ErrorCode::Io => Err(error),
+        _ => Ok(()),
     }
 }
 

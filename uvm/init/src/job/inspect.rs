@@ -7,9 +7,9 @@ use uvm_disk::probe::{PartitionKind, Probe, ProbedPartition, TableKind, probe, r
 use uvm_disk::{BlockDevice, Slice, gpt, mbr};
 use uvm_sys::OpenMode;
 
-use super::JobError;
 use super::context::Context;
-use super::layout::{Existing, Table};
+use super::layout::{Existing, Layout, Table};
+use super::{JobError, table};
 use crate::adapter::block::ReadOnlyDevice;
 use crate::inventory::{self, Attached};
 
@@ -61,6 +61,12 @@ pub(crate) fn existing(attached: &Attached) -> Result<Existing, JobError> {
         table => table,
     };
     Ok(Existing { probe: found, table, blank_edges: has_blank_edges(attached)? })
+}
+
+/// Whether the edits of a layout can be made on the tables that are there.
+pub(super) fn rehearse(attached: &Attached, layout: &Layout) -> Result<(), JobError> {
+    let device: uvm_disk::Device = Arc::new(ReadOnlyDevice(inventory::open(attached, OpenMode::ReadOnly)?));
+    table::rehearse(&device, layout)
 }
 
 /// Whether the first and the last MiB are zero: there is more that marks a disk as used than probing knows.

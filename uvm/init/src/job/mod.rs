@@ -3,6 +3,7 @@
 mod context;
 mod copy;
 mod customize;
+mod draft;
 mod engine;
 mod error;
 mod format;

@@ -58,6 +58,13 @@ pub(crate) struct Plan {
     pub(crate) wire: WirePlan,
 }
 
+impl Plan {
+    /// The layout of its disk, where it is divided.
+    pub(super) fn layout(&self) -> Option<&Layout> {
+        self.work.layout()
+    }
+}
+
 /// What is to be done, by kind of job.
 pub(crate) enum Work {
     Inspect,
@@ -68,6 +75,16 @@ pub(crate) enum Work {
     Restore(RestoreRequest),
     Customize(Box<Customization>),
     Partition(Box<Layout>),
+}
+
+impl Work {
+    fn layout(&self) -> Option<&Layout> {
+        match self {
+            Self::Provision(work) => Some(&work.layout),
+            Self::Partition(layout) => Some(layout),
+            _ => None,
+        }
+    }
 }
 
 /// A machine to make.
@@ -370,12 +387,7 @@ fn geometry(attached: &Attached) -> Geometry {
 }
 
 fn destroys(spec: &JobSpec, work: &Work, observed: &Observed) -> Vec<Extent> {
-    let layout = match work {
-        Work::Provision(work) => Some(&work.layout),
-        Work::Partition(layout) => Some(&**layout),
-        _ => None,
-    };
-    match (layout, &observed.existing) {
+    match (work.layout(), &observed.existing) {
         (Some(layout), Some(existing)) => layout::destroyed(layout, existing, &geometry(&observed.attached)),
         // A blank disk is replaced as a whole, whatever the job says.
         (Some(_), _) => destroyed(observed),

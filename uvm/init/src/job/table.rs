@@ -7,15 +7,43 @@
 //!
 //! In place each arrow is one update, of which the old table or the new one is valid at every instant.
 
+use std::sync::Arc;
+
 use uvm_api::ErrorCode;
 use uvm_disk::{Device, gpt, mbr};
 
 use super::JobError;
+use super::draft::Draft;
 use super::layout::{Layout, Table};
+
+/// Makes all the edits in memory, over what is on the device: what would be refused half-way, when contents are written
+/// already, is refused at once.
+pub(super) fn rehearse(target: &Device, layout: &Layout) -> Result<(), JobError> {
+    if layout.edit.is_none() {
+        return Ok(());
+    }
+    let draft: Device = Arc::new(Draft::new(Arc::clone(target)));
+    let rehearsed = take_out(&draft, layout).and_then(|()| put_in(&draft, layout));
+    rehearsed.map_err(|error| match error.code {
+        ErrorCode::InvalidRequest => {
+            let detail = format!("{}; say wipe_table: true to replace the whole disk", error.detail);
+            JobError { code: ErrorCode::DeviceChanged, detail, ..error }
+        }
+        _ => error,
+    })
+}
 
 /// Takes away what is rewritten.
 pub(super) fn clear(target: &Device, layout: &Layout) -> Result<(), JobError> {
-    let Some(edit) = &layout.edit else { return Ok(gpt::wipe_tables(&**target)?) };
+    if layout.edit.is_none() {
+        return Ok(gpt::wipe_tables(&**target)?);
+    }
+    rehearse(target, layout)?;
+    take_out(target, layout)
+}
+
+fn take_out(target: &Device, layout: &Layout) -> Result<(), JobError> {
+    let Some(edit) = &layout.edit else { return Ok(()) };
     let changed = || {
         let detail = "the partition table is not the one that was planned for any more";
         JobError::new(ErrorCode::DeviceChanged, detail)
@@ -64,16 +92,19 @@ pub(super) fn commit(target: &Device, layout: &Layout) -> Result<(), JobError> {
             error
         });
     };
-    if edit.between == layout.table {
-        return Ok(());
-    }
-    update(target, &layout.table).map_err(|error| {
-        let mut error = JobError::from_source(&error);
+    put_in(target, layout).map_err(|mut error| {
         if let Err(also) = update(target, &edit.between) {
             error.causes.push(format!("and the table could not be taken back: {also}"));
         }
         error
     })
+}
+
+fn put_in(target: &Device, layout: &Layout) -> Result<(), JobError> {
+    match &layout.edit {
+        Some(edit) if edit.between != layout.table => Ok(update(target, &layout.table)?),
+        _ => Ok(()),
+    }
 }
 
 fn update(target: &Device, table: &Table) -> uvm_disk::Result<()> {

@@ -33,6 +33,66 @@ fn planned(device: &FaultDevice, text: &str) -> Layout {
     lay_out(&spec(text), Purpose::Partitions, Some(&existing), &device.geometry(), "job").unwrap()
 }
 
+/// What is refused at the end of a job, when contents are written, is refused before anything is.
+#[test]
+fn an_edit_that_would_be_refused_half_way_is_not_begun() {
+    for block in [512, 4096] {
+        let mib = MIB / u64::from(block);
+        let begin = |device: &Arc<FaultDevice>, text: &str| {
+            let layout = planned(device, text);
+            let writes = device.writes();
+            let target: Device = device.clone();
+            let error = clear(&target, &layout).unwrap_err();
+            assert_eq!((device.writes(), error.code), (writes, ErrorCode::DeviceChanged), "{}", error.detail);
+            error.detail
+        };
+        let device = FaultDevice::new(64 * MIB, block);
+        let first = r#"{"partitions": [{"label": "system", "size_mib": 8}]}"#;
+        let layout = planned(&device, first);
+        let target: Device = device.clone();
+        clear(&target, &layout).unwrap();
+        commit(&target, &layout).unwrap();
+        // An MBR shows the one of the GPT, and one from 40 MiB that only it knows.
+        gpt::write_hybrid(&*device, &[gpt::Mirror { number: 1, kind: 0x83, bootable: false }]).unwrap();
+        let mut lba0 = vec![0; block as usize];
+        device.read_at(0, &mut lba0).unwrap();
+        lba0[446 + 32 + 4] = 0x83;
+        lba0[446 + 40..446 + 44].copy_from_slice(&(40 * mib as u32).to_le_bytes());
+        lba0[446 + 44..446 + 48].copy_from_slice(&(10 * mib as u32).to_le_bytes());
+        device.write_at(0, &lba0).unwrap();
+        device.flush().unwrap();
+        let refused = begin(&device, r#"{"partitions": [{"label": "system"}, {"label": "data"}]}"#);
+        assert!(refused.contains("as its partition 3") && refused.contains("wipe_table: true"), "{refused}");
+        let refused = begin(&device, r#"{"partitions": [{"label": "system", "resize": true}]}"#);
+        assert!(refused.contains("as its partition 2"), "{refused}");
+        // What it does not speak of may be changed.
+        let layout =
+            planned(&device, r#"{"partitions": [{"label": "system"}, {"label": "data", "size_mib": 8}]}"#);
+        clear(&target, &layout).unwrap();
+        commit(&target, &layout).unwrap();
+    }
+}
+
+#[test]
+fn attributes_without_a_name_stay() {
+    let device = FaultDevice::new(64 * MIB, 512);
+    let first = r#"{"partitions": [{"label": "system", "size_mib": 8, "attributes": ["no-auto"]}]}"#;
+    let layout = planned(&device, first);
+    let target: Device = device.clone();
+    clear(&target, &layout).unwrap();
+    commit(&target, &layout).unwrap();
+    let mut table = gpt::read(&*device).unwrap().table;
+    // As a boot loader counts its tries.
+    table.set_attributes(1, 0x3 << 48, 0).unwrap();
+    gpt::update(&*device, &table).unwrap();
+    let layout = planned(&device, r#"{"partitions": [{"label": "system", "attributes": ["read-only"]}]}"#);
+    clear(&target, &layout).unwrap();
+    commit(&target, &layout).unwrap();
+    let attributes = gpt::read(&*device).unwrap().table.partitions[0].attributes;
+    assert_eq!(attributes, gpt::attribute::READ_ONLY | 0x3 << 48);
+    assert!(layout.placed[0].reason.ends_with("; its attributes become read-only instead of no-auto"));
+}
+
 fn names(table: &PartitionTable) -> BTreeSet<String> {
     table.partitions.iter().map(|partition| partition.name.clone()).collect()
 }

@@ -17,7 +17,7 @@ use uvm_disk::mbr::{Mbr, MbrPartition};
 use uvm_disk::probe::{PartitionKind, Probe, ProbedPartition};
 use uvm_disk::{ErrorKind, Geometry};
 
-use super::JobError;
+use super::{JobError, format};
 use maker::Maker;
 pub(crate) use shown::{destroyed, planned};
 pub(crate) use spec::format_name;
@@ -219,6 +219,7 @@ pub(crate) fn lay_out(
     let (mut placed, mut deleted) = (Vec::new(), Vec::new());
     for decided in decided {
         let one = maker.place(&decided, &mut used)?;
+        check_format(&one, spec::named(&specs[decided.wanted], decided.wanted), geometry)?;
         if one.action == Action::Delete { deleted.push(one) } else { placed.push(one) }
     }
     let between = without_rewritten(&blank, &placed, &deleted);
@@ -329,6 +330,20 @@ fn check_logical(decided: &[Decided], found: &[ProbedPartition]) -> Result<(), J
         }
     }
     Ok(())
+}
+
+/// A file system that cannot be made on its partition is refused before anything is cleared.
+fn check_format(placed: &Placed, name: String, geometry: &Geometry) -> Result<(), JobError> {
+    if !placed.is_made() {
+        return Ok(());
+    }
+    format::check(placed, geometry).map_err(|error| {
+        let code = match error.code {
+            ErrorCode::NoSpace => ErrorCode::DeviceTooSmall,
+            code => code,
+        };
+        JobError { code, detail: format!("{name}: {}", error.detail), ..error }
+    })
 }
 
 /// What the layers below refuse is refused by the plan.

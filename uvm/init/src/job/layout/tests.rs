@@ -115,6 +115,8 @@ fn bad_layouts_are_refused() {
                 p[1].filesystem = FileSystemSpec { path: Some("/x".into()), ..FileSystemSpec::default() }
             }),
         ),
+        ("start_mib is 17592186044416, at most", Box::new(|p| p[2].start_mib = Some(1 << 44))),
+        ("size_mib is 17592186044416, at most", Box::new(|p| p[2].size_mib = Some(1 << 44))),
         ("wipe_table is missing", Box::new(|p| p[1].wipe_partition_entry = true)),
     ];
     for (expected, spoil) in cases {
@@ -198,4 +200,35 @@ fn a_block_of_a_file_system_is_no_smaller_than_the_devices() {
             "partition \"x\": block_size_bytes 1024 does not fit: the device's blocks have 4096"
         )
     );
+}
+
+#[test]
+fn a_file_system_gets_as_much_of_the_label_as_it_has_room_for() {
+    let text = r#"{"partitions": [
+        {"label": "größengrößengrößen", "size_mib": 64, "filesystem": {"format": "ext4"}},
+        {"label": "efi.system-über", "size_mib": 64, "filesystem": {"format": "vfat"}}
+    ]}"#;
+    let layout = lay_out(&disk(text), Purpose::Partitions, None, &geometry(1 << 30, 512), "job").unwrap();
+    let labels: Vec<&str> = layout.placed.iter().map(|placed| placed.label.as_str()).collect();
+    assert_eq!(labels, ["größengrößen", "EFISYSTEM-B"]);
+}
+
+#[test]
+fn a_file_system_that_cannot_be_made_is_refused_by_the_plan() {
+    let plan = |format: &str, size| {
+        let text = format!(r#"{{"partitions": [{{"label": "x", "filesystem": {format}}}]}}"#);
+        lay_out(&disk(&text), Purpose::Partitions, None, &geometry(size, 512), "job").map_err(|e| e.detail)
+    };
+    for (format, size, refused) in [
+        (r#"{"format": "vfat"}"#, 3 << 40, "partition \"x\": FAT on 6442446848 sectors of 512 bytes"),
+        (r#"{"format": "vfat", "block_size_bytes": 512}"#, 1 << 40, "make no FAT volume"),
+        (r#"{"format": "ext4"}"#, 17 << 40, "partition \"x\": ext4 is limited to 16 TiB"),
+        (r#"{"format": "ext2", "block_size_bytes": 1024}"#, 5 << 40, "need the 64bit feature"),
+        (r#"{"format": "ntfs", "block_size_bytes": 512}"#, 3 << 40, "partition \"x\": "),
+    ] {
+        let error = plan(format, size).unwrap_err();
+        assert!(error.contains(refused), "{format}: {error}");
+    }
+    plan(r#"{"format": "vfat"}"#, 1 << 40).unwrap();
+    plan(r#"{"format": "ext4"}"#, 15 << 40).unwrap();
 }
