@@ -271,6 +271,34 @@ fn what_cannot_be_is_refused_in_one_line_and_nothing_is_written() {
 }
 
 #[test]
+fn a_whiteout_of_lost_found_empties_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let layer = |name: &str, files: &[&str]| {
+        let tree = folder.path().join(name);
+        for file in files {
+            std::fs::create_dir_all(tree.join(file).parent().unwrap()).unwrap();
+            std::fs::write(tree.join(file), "").unwrap();
+        }
+        let archive = folder.path().join(format!("{name}.tar"));
+        let (tree, path) = (tree.to_str().unwrap(), archive.to_str().unwrap());
+        run("tar", &["-C", tree, "-cf", path, "."]);
+        path.to_owned()
+    };
+    let lower = layer("lower", &["lost+found/one", "gone/two"]);
+    for (upper, gone) in [("lost+found", false), (".wh..opq", true)] {
+        let upper = layer(upper, &[&format!(".wh.{upper}"), "three"]);
+        let image = folder.path().join("image");
+        let path = image.to_str().unwrap();
+        made(&["ext4", path, "--size", "32M", "--force", "--from-tar", &lower, "--from-tar", &upper]);
+        run("e2fsck", &["-fn", path]);
+        let found = ask("debugfs", &["-R", "ls -p /", path]).1;
+        assert!(found.contains("/lost+found/") && found.contains("/three/"), "{found}");
+        assert_eq!(!found.contains("/gone/"), gone, "{found}");
+        assert!(!ask("debugfs", &["-R", "ls -p /lost+found", path]).1.contains("one"));
+    }
+}
+
+#[test]
 fn what_a_device_holds_is_kept_until_force() {
     let folder = tempfile::tempdir().unwrap();
     let held = |name: &str| {

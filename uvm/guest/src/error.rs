@@ -33,6 +33,8 @@ pub enum ErrorKind {
     WrongType,
     /// The directory still has entries.
     NotEmpty,
+    /// The entry belongs to the file system itself and stays: lost+found, a mount point.
+    Fixed,
     /// The file system has no room left.
     NoSpace,
     /// A request that can never be carried out (bad name, bad value).

@@ -134,7 +134,8 @@ pub trait GuestTree {
     /// A new device node, FIFO or socket name.
     fn create_special(&mut self, path: &GuestPath, kind: Kind, attributes: Attributes) -> Result<()>;
 
-    /// Removes one entry; a directory must be empty.
+    /// Removes one entry; a directory must be empty. What belongs to the file system itself stays, which is
+    /// [`ErrorKind::Fixed`].
     fn remove(&mut self, path: &GuestPath) -> Result<()>;
 
     /// Gives an entry another name, replacing what is there unless one of the two is a directory.
@@ -270,6 +271,15 @@ pub fn create_dir_all(tree: &mut dyn GuestTree, path: &GuestPath, attributes: At
 
 /// Removes an entry with everything beneath it; nothing there is no error. The root stays.
 pub fn remove_all(tree: &mut dyn GuestTree, path: &GuestPath) -> Result<()> {
+    remove_beneath(tree, path, false)
+}
+
+/// As [`remove_all`], but what belongs to the file system itself ([`ErrorKind::Fixed`]) stays, and is empty.
+pub(crate) fn remove_what_can_go(tree: &mut dyn GuestTree, path: &GuestPath) -> Result<()> {
+    remove_beneath(tree, path, true)
+}
+
+fn remove_beneath(tree: &mut dyn GuestTree, path: &GuestPath, keep_fixed: bool) -> Result<()> {
     let Some(metadata) = tree.metadata(path)? else { return Ok(()) };
     if path.is_root() {
         return Err(Error::new(ErrorKind::Invalid, "the root directory cannot be removed"));
@@ -279,7 +289,10 @@ pub fn remove_all(tree: &mut dyn GuestTree, path: &GuestPath) -> Result<()> {
     let mut seen = 0;
     while let Some((current, to_list)) = stack.pop() {
         if !to_list {
-            tree.remove(&current)?;
+            match tree.remove(&current) {
+                Err(error) if keep_fixed && error.kind() == ErrorKind::Fixed => {}
+                removed => removed?,
+            }
             continue;
         }
         let entries = tree.list(&current)?;

@@ -22,7 +22,7 @@ use std::ops::ControlFlow;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::path::{GuestPath, printable};
-use crate::tree::{Attributes, GuestTree, Kind, remove_all};
+use crate::tree::{Attributes, GuestTree, Kind, remove_all, remove_what_can_go};
 use archive::{Archive, Entry, Item};
 
 /// What a layer may ask for.
@@ -261,13 +261,14 @@ impl Layer<'_> {
         }
     }
 
-    /// Removes what lower layers put at and beneath `path`, and leaves what this layer made.
+    /// Removes what lower layers put at and beneath `path`, and leaves what this layer made and what belongs to the
+    /// file system itself, of which the image knows nothing.
     fn remove_lower(&mut self, path: GuestPath) -> Result<()> {
         let mut stack = vec![path];
         while let Some(current) = stack.pop() {
             let kind = self.tree.metadata(&current)?.map(|m| m.kind);
             if !self.ours.contains(&self.hash(&current)) {
-                remove_all(self.tree, &current)?;
+                remove_what_can_go(self.tree, &current)?;
             } else if kind == Some(Kind::Directory) {
                 self.remember(&current)?;
                 for (name, _) in self.tree.list(&current)? {

@@ -348,7 +348,7 @@ impl GuestTree for BuilderTree {
 
     fn remove(&mut self, path: &GuestPath) -> Result<()> {
         if self.holds_mount(path) {
-            return Err(wrong_type(format!("a file system is mounted at {path}")));
+            return Err(Error::new(ErrorKind::Fixed, format!("a file system is mounted at {path}")));
         }
         let (tree, path) = self.part_mut(path)?;
         tree.remove(&path)

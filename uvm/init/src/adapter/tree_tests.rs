@@ -390,8 +390,8 @@ fn file_systems_of_two_kinds_are_one_tree() {
         tree.copy(&p("/boot/vmlinuz"), &p("/boot/again"), AT).unwrap_err().kind(),
         tree.copy(&p("/boot/none"), &p("/boot/efi/none"), AT).unwrap_err().kind(),
     ];
-    use ErrorKind::{Invalid, NotFound, Unsupported, WrongType};
-    assert_eq!(refused, [Unsupported, Unsupported, Unsupported, WrongType, Invalid, Unsupported, NotFound]);
+    use ErrorKind::{Fixed, Invalid, NotFound, Unsupported};
+    assert_eq!(refused, [Unsupported, Unsupported, Unsupported, Fixed, Invalid, Unsupported, NotFound]);
     tree.into_volumes().for_each(|volume| volume.finish().unwrap());
     let reader = FatReader::open(&*memory).unwrap();
     assert_eq!(reader.read_file("EFI/BOOT/BOOTX64.EFI", 1 << 22).unwrap(), kernel);

@@ -215,7 +215,8 @@ fn guest_code(kind: uvm_guest::ErrorKind) -> Option<ErrorCode> {
         | Kind::NotFound
         | Kind::Exists
         | Kind::WrongType
-        | Kind::NotEmpty => Some(ErrorCode::GuestUnsuitable),
+        | Kind::NotEmpty
+        | Kind::Fixed => Some(ErrorCode::GuestUnsuitable),
         Kind::Io | Kind::Source => None,
     }
 }

@@ -12,6 +12,8 @@ use super::{copy_out, from_disk, missing, no_directory, read_whole, root_named, 
 
 /// Name of a file that will take another's place.
 const UNFINISHED: &[u8] = b".uvm-unfinished";
+/// Every ext4 has it in its root, and the builder never lets it go.
+const LOST_FOUND: &[u8] = b"lost+found";
 
 /// The one file system.
 pub(crate) struct Ext4Tree {
@@ -262,10 +264,12 @@ impl GuestTree for Ext4Tree {
     fn remove(&mut self, path: &GuestPath) -> Result<()> {
         let ino = self.existing(path)?;
         let (dir, name) = self.named(path)?;
-        if self.kind(ino, path)? == Kind::Directory
-            && !self.builder.list(ino).map_err(from_disk(path))?.is_empty()
-        {
+        let is_directory = self.kind(ino, path)? == Kind::Directory;
+        if is_directory && !self.builder.list(ino).map_err(from_disk(path))?.is_empty() {
             return Err(Error::new(ErrorKind::NotEmpty, format!("{path} is not empty")));
+        }
+        if is_directory && dir == self.builder.root() && name == LOST_FOUND {
+            return Err(Error::new(ErrorKind::Fixed, format!("{path} stays: e2fsck wants it")));
         }
         self.builder.unlink(dir, name).map_err(from_disk(path))
     }
