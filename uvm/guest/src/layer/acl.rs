@@ -76,7 +76,9 @@ fn id(name: &[u8], fourth: Option<&[u8]>) -> Result<u32> {
     let number = |digits: &[u8]| std::str::from_utf8(digits).ok()?.parse::<u32>().ok();
     fourth.and_then(number).or_else(|| number(name)).filter(|id| *id != NO_ID).ok_or_else(|| {
         let name = printable(name);
-        unsupported(format!("an ACL for {name} by name and not by number (GNU tar: --numeric-owner)"))
+        unsupported(format!(
+            "an ACL for {name} by name and not by number (GNU tar says both with --xattrs-include='*')"
+        ))
     })
 }
 

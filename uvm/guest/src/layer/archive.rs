@@ -10,6 +10,7 @@ use std::ops::{ControlFlow, Range};
 
 use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
+use super::fields;
 use super::pax::{Extended, decimal, pax_records, refuse_global};
 use super::{Limits, Progress};
 use crate::error::{Error, ErrorKind, Result};
@@ -86,7 +87,7 @@ impl<'a> Archive<'a> {
             }
             self.check_sum(&header)?;
             self.count_entry()?;
-            let size = header.entry_size().map_err(|e| field("size", e))?;
+            let size = fields::number("size", &header.as_old().size)?;
             match header.entry_type() {
                 EntryType::XHeader => {
                     let records = self.extended_header(size, room)?;
@@ -113,7 +114,7 @@ impl<'a> Archive<'a> {
             .or(extended.path.clone())
             .unwrap_or_else(|| header.path_bytes().into_owned());
         let named = |e: Error| e.within(format!("reading the layer's entry {}", printable(&path)));
-        let header_size = header.entry_size().map_err(|e| named(field("size", e)))?;
+        let header_size = fields::number("size", &header.as_old().size).map_err(named)?;
         let mut entry = Entry {
             link: extended
                 .link
@@ -138,7 +139,13 @@ impl<'a> Archive<'a> {
     fn lay_out(&mut self, header: &Header, extended: &Extended, entry: &mut Entry) -> Result<()> {
         let stored = entry.size;
         if entry.item != Item::File {
-            if stored != 0 {
+            // POSIX gives the size of these a meaning that is none here: of a directory the room it may take.
+            if matches!(
+                header.entry_type(),
+                EntryType::Directory | EntryType::Fifo | EntryType::Char | EntryType::Block
+            ) {
+                entry.size = 0;
+            } else if stored != 0 {
                 return Err(corrupt("an entry that is no file carries contents"));
             }
             return Ok(());
@@ -149,7 +156,7 @@ impl<'a> Archive<'a> {
             || extended.sparse_real_size.ok_or_else(|| corrupt("a PAX sparse file without its size"));
         let map = if header.entry_type() == EntryType::GNUSparse {
             let gnu = header.as_gnu().ok_or_else(|| corrupt("a sparse entry without a GNU header"))?;
-            entry.size = gnu.real_size().map_err(|e| field("realsize", e))?;
+            entry.size = fields::number("realsize", &gnu.realsize)?;
             self.gnu_extents(gnu)?
         } else if let Some((major, minor)) = &extended.sparse_version {
             if (major.as_slice(), minor.as_slice()) != (b"1", b"0") {
@@ -275,9 +282,7 @@ impl<'a> Archive<'a> {
     }
 
     fn check_sum(&self, header: &Header) -> Result<()> {
-        let bytes = header.as_bytes();
-        let sum = bytes[..148].iter().chain(&bytes[156..]).map(|b| u32::from(*b)).sum::<u32>() + 8 * 32;
-        if header.cksum().map_err(|e| field("checksum", e))? != sum {
+        if !fields::has_checksum(header.as_bytes()) {
             let at = self.state.stream_bytes - BLOCK;
             return Err(corrupt(&format!("the tar header at byte {at} has a wrong checksum")));
         }
@@ -406,9 +411,7 @@ impl Read for Contents<'_, '_> {
 }
 
 fn item(header: &Header, path: &[u8]) -> Result<Item> {
-    let device = |device: io::Result<Option<u32>>| {
-        device.map_err(|e| field("device number", e))?.ok_or_else(|| corrupt("a device node without numbers"))
-    };
+    let device = || fields::device(header)?.ok_or_else(|| corrupt("a device node without numbers"));
     Ok(match header.entry_type() {
         // Before ustar, a directory was a file whose name ends in a slash.
         EntryType::Regular if path.ends_with(b"/") => Item::Directory,
@@ -417,43 +420,41 @@ fn item(header: &Header, path: &[u8]) -> Result<Item> {
         EntryType::Symlink => Item::Symlink,
         EntryType::Link => Item::HardLink,
         EntryType::Fifo => Item::Special(Kind::Fifo),
-        EntryType::Char => Item::Special(Kind::CharDevice {
-            major: device(header.device_major())?,
-            minor: device(header.device_minor())?,
-        }),
-        EntryType::Block => Item::Special(Kind::BlockDevice {
-            major: device(header.device_major())?,
-            minor: device(header.device_minor())?,
-        }),
+        EntryType::Char => {
+            let (major, minor) = device()?;
+            Item::Special(Kind::CharDevice { major, minor })
+        }
+        EntryType::Block => {
+            let (major, minor) = device()?;
+            Item::Special(Kind::BlockDevice { major, minor })
+        }
         other => return Err(unsupported(format!("the entry type {}", printable(&[other.as_byte()])))),
     })
 }
 
 fn attributes(header: &Header, extended: &Extended) -> Result<Attributes> {
-    let id = |name: &str, pax: Option<u64>, header: io::Result<u64>| {
-        let id = pax.map_or(header, Ok).map_err(|e| field(name, e))?;
+    let old = header.as_old();
+    let id = |name: &str, pax: Option<u64>, header: &[u8]| {
+        let id = pax.map_or_else(|| fields::number(name, header), Ok)?;
         u32::try_from(id).map_err(|_| corrupt(&format!("the {name} {id} does not exist")))
     };
     let mtime = match extended.mtime {
         Some(mtime) => mtime,
-        // The crate hands a negative base-256 number over as its two's complement.
-        None => Timestamp {
-            seconds: header.mtime().map_err(|e| field("mtime", e))?.cast_signed(),
-            nanoseconds: 0,
-        },
+        // A negative base-256 number comes as its two's complement.
+        None => Timestamp { seconds: fields::number("mtime", &old.mtime)?.cast_signed(), nanoseconds: 0 },
     };
     Ok(Attributes {
-        mode: header.mode().map_err(|e| field("mode", e))? & 0o7777,
-        uid: id("uid", extended.uid, header.uid())?,
-        gid: id("gid", extended.gid, header.gid())?,
+        mode: (fields::number("mode", &old.mode)? & 0o7777) as u32,
+        uid: id("uid", extended.uid, &old.uid)?,
+        gid: id("gid", extended.gid, &old.gid)?,
         mtime,
     })
 }
 
 fn gnu_extents_into(sparse: &[GnuSparseHeader], extents: &mut Vec<(u64, u64)>) -> Result<()> {
     for part in sparse.iter().filter(|part| !part.is_empty()) {
-        let offset = part.offset().map_err(|e| field("sparse offset", e))?;
-        extents.push((offset, part.length().map_err(|e| field("sparse length", e))?));
+        let offset = fields::number("sparse offset", &part.offset)?;
+        extents.push((offset, fields::number("sparse length", &part.numbytes)?));
     }
     Ok(())
 }
@@ -487,8 +488,4 @@ pub(super) fn corrupt(context: &str) -> Error {
 
 pub(super) fn unsupported(what: String) -> Error {
     Error::new(ErrorKind::Unsupported, format!("{what} is not supported"))
-}
-
-fn field(name: &str, source: io::Error) -> Error {
-    Error::with_source(ErrorKind::Corrupt, format!("reading the {name} of a tar header"), source)
 }

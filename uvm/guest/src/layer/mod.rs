@@ -10,6 +10,7 @@
 
 mod acl;
 mod archive;
+mod fields;
 mod pax;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::path::{GuestPath, printable};
 use crate::tree::{Attributes, GuestTree, Kind, remove_all, remove_what_can_go};
 use archive::{Archive, Entry, Item};
+pub use fields::begins_archive;
 
 /// What a layer may ask for.
 #[derive(Debug, Clone, Copy)]

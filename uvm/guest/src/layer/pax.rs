@@ -31,6 +31,8 @@ pub(super) struct Extended {
     pub(super) sparse_map: Option<Vec<u64>>,
     /// As libarchive says them, for those that say nothing else.
     other_xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// ACLs whose text means nothing here, and why: no matter where the bytes are said, too.
+    unreadable: Vec<(&'static [u8], Error)>,
 }
 
 impl Extended {
@@ -64,6 +66,10 @@ impl Extended {
                 // An extended header, which the caller limits, holds fewer numbers than bytes.
                 self.sparse_map = Some(numbers.map(decimal).collect::<Result<_>>()?);
             }
+            // GNU tar says it without the NUL that ends it.
+            b"RHT.security.selinux" => {
+                self.other_xattrs.push((b"security.selinux".to_vec(), [value, b"\0"].concat()));
+            }
             _ if key.starts_with(b"GNU.sparse.") => {
                 return Err(unsupported(format!("the PAX record {}", printable(key))));
             }
@@ -92,9 +98,12 @@ impl Extended {
         Ok(())
     }
 
-    fn acl(&mut self, name: &[u8], text: &[u8]) -> Result<()> {
-        if let Some(value) = acl(text)? {
-            self.other_xattrs.push((name.to_vec(), value));
+    fn acl(&mut self, name: &'static [u8], text: &[u8]) -> Result<()> {
+        match acl(text) {
+            Ok(Some(value)) => self.other_xattrs.push((name.to_vec(), value)),
+            Ok(None) => {}
+            Err(error) if error.kind() == ErrorKind::Unsupported => self.unreadable.push((name, error)),
+            Err(error) => return Err(error),
         }
         Ok(())
     }
@@ -102,6 +111,9 @@ impl Extended {
     /// The extended attributes. Archivers say some in two ways; `SCHILY.xattr` has the bytes themselves.
     pub(super) fn into_xattrs(mut self) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let said: BTreeSet<Vec<u8>> = self.xattrs.iter().map(|(name, _)| name.clone()).collect();
+        if let Some((_, error)) = self.unreadable.into_iter().find(|(name, _)| !said.contains(*name)) {
+            return Err(error);
+        }
         self.xattrs.extend(self.other_xattrs.into_iter().filter(|(name, _)| !said.contains(name)));
         if self.xattrs.len() > MAX_XATTRS {
             let count = self.xattrs.len();

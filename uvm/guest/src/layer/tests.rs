@@ -227,6 +227,42 @@ fn attributes_as_libarchive_and_star_say_them() {
 }
 
 #[test]
+fn what_other_readers_take_is_taken() {
+    let mut sized = Made::default().directory("d/").entry(EntryType::Fifo, "fifo", "", b"").0;
+    for header in sized.chunks_exact_mut(512) {
+        // A directory's room (POSIX), blank numbers.
+        header[124..136].copy_from_slice(b"00000001000\0");
+        header[108..124].copy_from_slice(b"\0\0\0\0\0\0\0\0        ");
+        header[136..156].copy_from_slice(b"            00000000");
+        header[148..156].fill(b' ');
+        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    }
+    let bytes = super::acl::acl(b"user::rw-,user:7:r--,group::r--,mask::r--,other::---").unwrap().unwrap();
+    let record = |key: &str, value: &[u8]| {
+        let rest = [b" ", key.as_bytes(), b"=", value, b"\n"].concat();
+        let length = (0..).find(|n: &usize| n.to_string().len() + rest.len() == *n).unwrap();
+        [length.to_string().as_bytes(), &rest].concat()
+    };
+    // GNU tar says an ACL by name, and with --xattrs-include='*' its bytes too.
+    let named = record("SCHILY.acl.access", b"user::rw-\nuser:joe:r--\ngroup::r--\nmask::r--\nother::---\n");
+    let binary = record("SCHILY.xattr.system.posix_acl_access", &bytes);
+    let label = record("RHT.security.selinux", b"a:b:c:s0");
+    let both = pax_header(EntryType::XHeader, &[&named[..], &binary, &label].concat());
+    let layer = [&sized[..], &both.end()].concat();
+    let mut tree = MemoryTree::new();
+    assert_eq!(unpack(&mut tree, &layer).unwrap().entries, 3);
+    assert_eq!(tree.metadata(&p("/d")).unwrap().unwrap().attributes.uid, 0);
+    let acl = (b"system.posix_acl_access".to_vec(), bytes.clone());
+    let label = (b"security.selinux".to_vec(), b"a:b:c:s0\0".to_vec());
+    assert_eq!(tree.xattrs(&p("/x")).unwrap(), [label, acl]);
+    let alone = pax_header(EntryType::XHeader, &named).end();
+    assert_eq!(unpack(&mut MemoryTree::new(), &alone).unwrap_err().kind(), ErrorKind::Unsupported);
+    let linked = Made::default().entry(EntryType::Symlink, "s", "t", b"data").end();
+    assert_eq!(unpack(&mut MemoryTree::new(), &linked).unwrap_err().kind(), ErrorKind::Corrupt);
+}
+
+#[test]
 fn extended_headers_are_bounded_together() {
     let record = [b"1048 comment=", &[b'x'; 1034][..], b"\n"].concat();
     let header = record.repeat(700);
