@@ -268,6 +268,27 @@ fn what_cannot_be_is_refused_in_one_line_and_nothing_is_written() {
     let reason = "compressed by xz; unpack it before: xz -dc FILE | uvm … --from-tar -";
     let line = format!("{}: {reason}", packed.display());
     refused(&["ext4", "--from-tar", packed.to_str().unwrap()], &file, &line);
+    for contents in
+        [&b""[..], &[b'n'; 2000], &[0x1F, 0x8B, 8, 0, 0, 0, 0, 0, 0, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0]]
+    {
+        std::fs::write(&packed, contents).unwrap();
+        let line = format!("{}: it is no tar archive", packed.display());
+        refused(&["ext4", "--force", "--from-tar", packed.to_str().unwrap()], &file, &line);
+    }
+    let line = "-: standard input is one archive, not several";
+    refused(&["ext4", "--from-tar", "-", "--from-tar", "-"], &file, line);
+}
+
+#[test]
+fn an_archive_is_not_overwritten_with_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let [archive, _] = archives(folder.path());
+    let link = folder.path().join("link");
+    std::fs::hard_link(&archive, &link).unwrap();
+    for from in [&archive, &link] {
+        let line = format!("{}: the archive would be overwritten with its own contents", from.display());
+        refused(&["ext4", "--size", "32M", "--force", "--from-tar", from.to_str().unwrap()], &archive, &line);
+    }
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! A tar of the host, as it is or compressed: nobody has promised a digest of it.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, BufReader, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use flate2::bufread::MultiGzDecoder;
+use uvm_guest::layer;
 
 /// The largest Zstandard window, as a power of two: 128 MiB, what `zstd -d` takes without being told to.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
@@ -12,23 +15,31 @@ const BUFFER_BYTES: usize = 256 << 10;
 /// Bytes that tell a compression, or none.
 const MAGIC_BYTES: usize = 6;
 
-/// An archive that is open, and has been looked at as far as its compression.
+/// Bytes that tell a tar archive.
+const BLOCK_BYTES: usize = 512;
+
+/// An archive that is open, and has been looked at as far as the first header in it.
 pub(crate) struct Archive {
     path: PathBuf,
+    metadata: Metadata,
     reader: Box<dyn Read>,
 }
 
 impl Archive {
     /// Opens a file, or standard input where `path` is `-`.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        let mut source: Box<dyn Read> =
-            if path == Path::new("-") { Box::new(io::stdin().lock()) } else { Box::new(File::open(path)?) };
+        let mut source = if is_stdin(path) {
+            File::from(io::stdin().as_fd().try_clone_to_owned()?)
+        } else {
+            File::open(path)?
+        };
+        let metadata = source.metadata()?;
         let mut magic = Vec::with_capacity(MAGIC_BYTES);
         source.by_ref().take(MAGIC_BYTES as u64).read_to_end(&mut magic)?;
         let compression = Compression::of(&magic);
         let source = io::Cursor::new(magic).chain(source);
         let source = BufReader::with_capacity(BUFFER_BYTES, source);
-        let reader: Box<dyn Read> = match compression {
+        let mut reader: Box<dyn Read> = match compression {
             Compression::None => Box::new(source),
             Compression::Gzip => Box::new(MultiGzDecoder::new(source)),
             Compression::Zstd => {
@@ -42,13 +53,34 @@ impl Archive {
                 return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
             }
         };
-        Ok(Self { path: path.to_owned(), reader })
+        let mut block = Vec::with_capacity(BLOCK_BYTES);
+        reader.by_ref().take(BLOCK_BYTES as u64).read_to_end(&mut block)?;
+        if !block.first_chunk().is_some_and(layer::begins_archive) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no tar archive"));
+        }
+        let reader = Box::new(io::Cursor::new(block).chain(reader));
+        Ok(Self { path: path.to_owned(), metadata, reader })
+    }
+
+    /// Whether `path` is the very file or device that the archive is read from.
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        path.metadata().is_ok_and(|other| {
+            let (same, device) =
+                (&self.metadata, |metadata: &Metadata| metadata.file_type().is_block_device());
+            (same.dev(), same.ino()) == (other.dev(), other.ino())
+                || device(same) && device(&other) && same.rdev() == other.rdev()
+        })
     }
 
     /// The path it was opened by.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Whether it is read from standard input, which there is once.
+pub(crate) fn is_stdin(path: &Path) -> bool {
+    path == Path::new("-")
 }
 
 impl Read for Archive {

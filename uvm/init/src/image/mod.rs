@@ -37,7 +37,7 @@ use manifest::{Document, MAX_DOCUMENT_BYTES};
 use reference::Sort;
 use transport::Transport;
 
-pub(crate) use archive::Archive;
+pub(crate) use archive::{Archive, is_stdin};
 pub(crate) use error::{ImageError, ImageErrorKind, Result};
 pub(crate) use layer::LayerReader;
 pub(crate) use manifest::{ImageConfig, Layer};

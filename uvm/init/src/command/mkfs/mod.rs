@@ -11,7 +11,7 @@ pub(super) use self::arguments::MkfsArguments;
 use super::DONE;
 use super::failure::Failure;
 use crate::adapter::host::Target;
-use crate::image::Archive;
+use crate::image::{Archive, is_stdin};
 
 /// Most archives of one file system: as many as overlay file systems have layers.
 const MAX_ARCHIVES: usize = 128;
@@ -33,6 +33,12 @@ fn try_mkfs(kind: &Kind) -> Result<String, Failure> {
     let path = common.path.as_path();
     let clock = clock().map_err(|reason| Failure::refused(path, reason))?;
     let archives = open_archives(kind.archives())?;
+    if let Some(archive) = archives.iter().find(|archive| archive.is_at(path)) {
+        return Err(Failure::refused(
+            archive.path(),
+            "the archive would be overwritten with its own contents",
+        ));
+    }
     let target = Target::open(path, common.size, common.logical_block_size)
         .map_err(|error| Failure::refused(path, error))?;
     if !common.force {
@@ -48,6 +54,9 @@ fn open_archives(paths: &[std::path::PathBuf]) -> Result<Vec<Archive>, Failure> 
     if paths.len() > MAX_ARCHIVES {
         let reason = format!("{} archives; at most {MAX_ARCHIVES} are taken", paths.len());
         return Err(Failure::refused(&paths[MAX_ARCHIVES], reason));
+    }
+    if paths.iter().filter(|path| is_stdin(path)).count() > 1 {
+        return Err(Failure::refused(Path::new("-"), "standard input is one archive, not several"));
     }
     let open = |path: &std::path::PathBuf| Archive::open(path).map_err(|error| Failure::refused(path, error));
     paths.iter().map(open).collect()
