@@ -251,7 +251,10 @@ fn what_cannot_be_is_refused_in_one_line_and_nothing_is_written() {
         "PATH: the ext4 label \"a label that is too long\" is longer than 16 bytes",
     );
     refused(&["ext4", "--size", "1M"], &file, "PATH: it has 16777216 bytes; --size 1048576 would cut it");
-    refused(&["swap", "--page-size", "1000"], &file, "PATH: swap pages of 1000 bytes");
+    let pages = "PATH: swap pages of 1000 bytes: powers of two from 4096 to 65536 are possible";
+    refused(&["swap", "--page-size", "1000"], &file, pages);
+    let clusters = "PATH: FAT clusters of 3000 bytes: powers of two from 512 to 65536 are possible";
+    refused(&["fat", "--cluster-size", "3000"], &file, clusters);
     // What was made for it is taken back.
     refused(&["swap", "--size", "4K"], &missing, "PATH: swap on 1 pages: at least 10");
     assert!(!missing.exists());

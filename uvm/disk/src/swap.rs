@@ -36,7 +36,10 @@ pub fn holds_sleeping_machine(device: &dyn BlockDevice) -> Result<bool> {
 /// unless it is refused. The list of bad pages is empty. The signature goes last, in one logical block.
 pub fn write_swap_header(device: &dyn BlockDevice, uuid: Uuid, label: &str, page_size: u32) -> Result<()> {
     if !page_size.is_power_of_two() || !(4096..=65_536).contains(&page_size) {
-        return Err(Error::new(ErrorKind::Invalid, format!("swap pages of {page_size} bytes")));
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            format!("swap pages of {page_size} bytes: powers of two from 4096 to 65536 are possible"),
+        ));
     }
     if label.len() > MAX_LABEL || label.contains('\0') {
         return Err(Error::new(ErrorKind::Invalid, format!("swap label {label:?}: at most 16 bytes")));

@@ -154,7 +154,8 @@ impl Frame {
         let largest = self.sector_size.saturating_mul(128).min(MAX_CLUSTER_SIZE);
         if let Some(wanted) = options.cluster_size {
             if !wanted.is_power_of_two() || !(self.sector_size..=largest).contains(&wanted) {
-                let context = format!("clusters of {wanted} bytes on sectors of {}", self.sector_size);
+                let range = format!("powers of two from {} to {largest} are possible", self.sector_size);
+                let context = format!("FAT clusters of {wanted} bytes: {range}");
                 return Err(Error::new(ErrorKind::Invalid, context));
             }
             return Ok(vec![wanted]);
