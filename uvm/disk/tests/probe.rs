@@ -77,6 +77,55 @@ fn a_fat_volume_that_was_cut_off_is_not_nothing() {
     assert_eq!(probe(&*cut).unwrap().partitions[0].file_system.as_ref().unwrap().kind, "vfat");
 }
 
+/// md's superblock of version 1, which says where it lies.
+fn raid_superblock(at: u64) -> Vec<u8> {
+    let mut bytes = vec![0; 256];
+    bytes[..8].copy_from_slice(&[0xfc, 0x4e, 0x2b, 0xa9, 1, 0, 0, 0]);
+    bytes[16..32].fill(b'A');
+    bytes[144..152].copy_from_slice(&(at / 512).to_le_bytes());
+    let words = bytes.chunks_exact(4).map(|word| u64::from(u32::from_le_bytes(word.try_into().unwrap())));
+    let sum: u64 = words.sum();
+    bytes[216..220].copy_from_slice(&((sum & 0xffff_ffff) as u32 + (sum >> 32) as u32).to_le_bytes());
+    bytes
+}
+
+#[test]
+fn what_is_not_read_here_is_not_nothing() {
+    const SIZE: u64 = (16 << 20) + 1536;
+    let before_end = ((SIZE / 512 - 16) & !7) * 512;
+    let old = [0xfc, 0x4e, 0x2b, 0xa9, 0, 0, 0, 0, 90, 0, 0, 0].to_vec();
+    let mut f2fs = vec![0; 32];
+    f2fs[..20].copy_from_slice(&[0x10, 0x20, 0xf5, 0xf2, 1, 0, 14, 0, 0, 0, 0, 0, 9, 0, 0, 0, 12, 0, 0, 0]);
+    let mut bcache = vec![0; 40];
+    (bcache[8], bcache[16]) = (8, 1);
+    bcache[24..].copy_from_slice(b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81");
+    let contents = [
+        (0, raid_superblock(0)),
+        (4096, raid_superblock(4096)),
+        (before_end, raid_superblock(before_end)),
+        ((SIZE & !0xffff) - 65_536, old),
+        (1024, f2fs),
+        (4096, bcache),
+        (0, b"\xebR\x90-FVE-FS-".to_vec()),
+        (0, b"\0\0\0ReFS\0".to_vec()),
+    ];
+    for (at, bytes) in contents {
+        let image = Image::new(SIZE, 512);
+        image.write_at(at, &bytes).unwrap();
+        let kind = probe(&*image).unwrap().file_system.map(|found| found.kind.to_owned());
+        assert_eq!(kind, blkid(image.path(), "TYPE"), "at {at}");
+        // A table with partitions is newer.
+        image.write_at(446, &[0, 0, 0, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0]).unwrap();
+        image.write_at(510, &[0x55, 0xaa]).unwrap();
+        assert_eq!(probe(&*image).unwrap().table, TableKind::Mbr);
+    }
+    for uberblock in [0x00ba_b10c_u64.to_le_bytes(), 0x00ba_b10c_u64.to_be_bytes()] {
+        let device = Memory::new(1 << 20, 4096);
+        device.write_at((128 + 36) << 10, &uberblock).unwrap();
+        assert_eq!(probe(&device).unwrap().file_system.unwrap().kind, "zfs_member");
+    }
+}
+
 #[test]
 fn mbr_with_logical_partitions() {
     let image = Image::new(64 << 20, 512);

@@ -41,11 +41,11 @@ fn uuid(bytes: &[u8], at: usize) -> Option<String> {
     (!uuid.is_nil()).then(|| uuid.to_string())
 }
 
-fn found(kind: &'static str, label: Option<String>, uuid: Option<String>) -> Option<FileSystem> {
+pub(super) fn found(kind: &'static str, label: Option<String>, uuid: Option<String>) -> Option<FileSystem> {
     Some(FileSystem { kind, label, uuid, size: None, used: None, version: None })
 }
 
-fn magic(bytes: &[u8], at: usize, magic: &[u8]) -> bool {
+pub(super) fn magic(bytes: &[u8], at: usize, magic: &[u8]) -> bool {
     bytes.get(at..).is_some_and(|rest| rest.starts_with(magic))
 }
 
@@ -65,14 +65,7 @@ pub(super) fn probe(device: &dyn BlockDevice) -> Result<Option<FileSystem>> {
     }
 }
 
-/// A FAT volume that cannot be read, because it was cut off or its boot sector claims too much. Its owner may have a
-/// use for it all the same: it is not nothing.
-pub(super) fn probe_broken(device: &dyn BlockDevice) -> Result<Option<FileSystem>> {
-    let claimed = some_fat(FatReader::claimed(device))?;
-    Ok(claimed.and_then(|reader| found("vfat", None, Some(serial(&reader)))))
-}
-
-fn some_fat(opened: Result<FatReader<'_>>) -> Result<Option<FatReader<'_>>> {
+pub(super) fn some_fat(opened: Result<FatReader<'_>>) -> Result<Option<FatReader<'_>>> {
     match opened {
         Ok(reader) => Ok(Some(reader)),
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Corrupt) => Ok(None),
@@ -80,7 +73,7 @@ fn some_fat(opened: Result<FatReader<'_>>) -> Result<Option<FatReader<'_>>> {
     }
 }
 
-fn serial(reader: &FatReader<'_>) -> String {
+pub(super) fn serial(reader: &FatReader<'_>) -> String {
     let id = reader.volume_id();
     format!("{:04X}-{:04X}", id >> 16, id & 0xffff)
 }

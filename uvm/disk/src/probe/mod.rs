@@ -1,6 +1,7 @@
 //! What is on a device: tables, file systems, the operating system. Reads only, and trusts nothing.
 
 mod file_system;
+mod foreign;
 mod os_release;
 
 pub use file_system::FileSystem;
@@ -98,8 +99,7 @@ fn probe_part(device: &dyn BlockDevice, offset: u64, size: u64) -> Result<Option
     match offset.checked_add(size) {
         Some(end) if end <= device.geometry().size => {
             let part = Part { device, offset, size };
-            file_system::probe(&part)?
-                .map_or_else(|| file_system::probe_broken(&part), |found| Ok(Some(found)))
+            file_system::probe(&part)?.map_or_else(|| foreign::probe(&part), |found| Ok(Some(found)))
         }
         _ => Ok(None),
     }
@@ -136,7 +136,7 @@ pub fn probe(device: &dyn BlockDevice) -> Result<Probe> {
     }
     // A table with partitions may stand in the boot sector of what was there before it.
     if !divided {
-        found.file_system = file_system::probe_broken(device)?;
+        found.file_system = foreign::probe(device)?;
     }
     let Some((mbr, broken)) = table.filter(|_| found.file_system.is_none()) else { return Ok(found) };
     found.table = TableKind::Mbr;
