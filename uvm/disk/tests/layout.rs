@@ -246,6 +246,7 @@ fn wanted(name: &str, size: u64) -> Wanted {
         kind: None,
         start: None,
         min: size * MIB,
+        least: size * MIB,
         max: Some(size * MIB),
         weight: 0,
         file_system: None,

@@ -54,8 +54,10 @@ pub struct Wanted {
     pub kind: Option<PartitionKind>,
     /// First byte.
     pub start: Option<u64>,
-    /// Bytes it has at least.
+    /// Bytes it has at least where it is made.
     pub min: u64,
+    /// Bytes it has at least where it is there already: what was asked for, not what a new one needs.
+    pub least: u64,
     /// Bytes it has at most.
     pub max: Option<u64>,
     /// Its part of what is left, beside the others' weights.
@@ -379,7 +381,7 @@ fn resized(wanted: &Wanted, old: &ProbedPartition) -> Result<Claim> {
             }
         }
     } else {
-        min = min.max(old.size);
+        min = wanted.least.max(old.size);
     }
     let name = wanted.name.clone().unwrap_or_else(|| called(old));
     Ok(Claim { name, start: Some(old.offset), min, max: max.map(|max| max.max(min)), weight: wanted.weight })
@@ -403,8 +405,8 @@ fn differences(wanted: &Wanted, old: &ProbedPartition) -> (Vec<String>, Option<S
     }
     let size = if is_fixed(wanted) && old.size != wanted.min {
         Some(format!("it has {}, not {}", said(old.size), said(wanted.min)))
-    } else if old.size < wanted.min {
-        Some(format!("it has {}, less than {}", said(old.size), said(wanted.min)))
+    } else if old.size < wanted.least {
+        Some(format!("it has {}, less than {}", said(old.size), said(wanted.least)))
     } else {
         let most = wanted.max.filter(|max| old.size > *max);
         most.map(|max| format!("it has {}, more than {}", said(old.size), said(max)))

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use uvm_api::DiskSpec;
 use uvm_disk::gpt::{self, PartitionTable};
+use uvm_disk::layout::Action;
 use uvm_disk::{BlockDevice, Device};
 
 use super::*;
@@ -71,6 +72,32 @@ fn an_edit_that_would_be_refused_half_way_is_not_begun() {
         clear(&target, &layout).unwrap();
         commit(&target, &layout).unwrap();
     }
+}
+
+/// A boot loader's partition before the first MiB, and a small file system.
+#[test]
+fn what_is_smaller_than_we_make_it_is_kept() {
+    let device = FaultDevice::new(64 * MIB, 512);
+    let layout = planned(
+        &device,
+        r#"{"partitions": [{"label": "boot", "size_mib": 4, "filesystem": {"format": "vfat"}}]}"#,
+    );
+    let target: Device = device.clone();
+    clear(&target, &layout).unwrap();
+    crate::job::format::make_empty(&target, &layout.placed[0], 0).unwrap();
+    commit(&target, &layout).unwrap();
+    let mut table = gpt::read(&*device).unwrap().table;
+    let mut small = table.partitions[0].clone();
+    (small.number, small.starting_lba, small.ending_lba) = (2, 34, 2047);
+    (small.name, small.unique_guid) = ("bios".into(), uvm_disk::identity::derive("job", "bios").into());
+    table.partitions.push(small);
+    table.resize(1, 7000).unwrap();
+    gpt::update(&*device, &table).unwrap();
+    let text = r#"{"partitions": [{"number": 2}, {"label": "boot", "filesystem": {"format": "vfat"}}]}"#;
+    let actions = |text| planned(&device, text).placed.iter().map(|p| p.action).collect::<Vec<_>>();
+    assert_eq!(actions(text), [Action::Keep, Action::Keep]);
+    let text = r#"{"partitions": [{"number": 2, "resize": true}, {"label": "boot", "resize": true}]}"#;
+    assert_eq!(actions(text), [Action::Keep, Action::Resize]);
 }
 
 #[test]

@@ -63,7 +63,7 @@ pub(super) fn wanted(
 }
 
 fn one(spec: &PartitionSpec, index: usize, table: TableKind, purpose: Purpose) -> Result<Wanted, JobError> {
-    let (min, max, weight) = room(spec, index)?;
+    let Room { min, least, max, weight } = room(spec, index)?;
     let start = spec.start_mib.filter(|start| *start > 0);
     let start = start.map(|start| bytes(start, "start_mib", spec, index)).transpose()?;
     check_options(&spec.filesystem, &named(spec, index))?;
@@ -81,6 +81,7 @@ fn one(spec: &PartitionSpec, index: usize, table: TableKind, purpose: Purpose) -
         kind: spec.type_guid.as_ref().map(|text| kind(text, table, spec, index)).transpose()?,
         start,
         min,
+        least,
         max,
         weight,
         file_system: file_system(&spec.filesystem, purpose),
@@ -117,8 +118,15 @@ fn bytes(mib: u64, field: &str, spec: &PartitionSpec, index: usize) -> Result<u6
     Ok(mib * MIB)
 }
 
-/// Least and largest size in bytes, and the weight.
-fn room(spec: &PartitionSpec, index: usize) -> Result<(u64, Option<u64>, u32), JobError> {
+/// What the fields of the size say, in bytes: see [`Wanted`].
+struct Room {
+    min: u64,
+    least: u64,
+    max: Option<u64>,
+    weight: u32,
+}
+
+fn room(spec: &PartitionSpec, index: usize) -> Result<Room, JobError> {
     let name = named(spec, index);
     let needed = minimum_mib(spec.filesystem.format);
     let format = format_name(spec.filesystem.format);
@@ -139,7 +147,7 @@ fn room(spec: &PartitionSpec, index: usize) -> Result<(u64, Option<u64>, u32), J
             return Err(error);
         }
         let size = bytes(size, "size_mib", spec, index)?;
-        return Ok((size, Some(size), 0));
+        return Ok(Room { min: size, least: size, max: Some(size), weight: 0 });
     }
     let weight = spec.weight.unwrap_or(DEFAULT_WEIGHT);
     if weight > MAX_WEIGHT {
@@ -154,7 +162,8 @@ fn room(spec: &PartitionSpec, index: usize) -> Result<(u64, Option<u64>, u32), J
         return Err(invalid(format!("{name} has size_max_mib {max}, and at least {min} MiB")));
     }
     let max = spec.size_max_mib.map(|max| bytes(max, "size_max_mib", spec, index)).transpose()?;
-    Ok((bytes(min, "size_min_mib", spec, index)?, max, weight))
+    let min = bytes(min, "size_min_mib", spec, index)?;
+    Ok(Room { min, least: if asked.is_some() { min } else { 0 }, max, weight })
 }
 
 fn guid(text: &str, spec: &PartitionSpec, index: usize) -> Result<Guid, JobError> {
