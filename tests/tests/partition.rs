@@ -309,6 +309,21 @@ fn what_others_made_is_kept_resized_and_replaced() {
 }
 
 #[test]
+fn the_new_place_of_what_is_made_anew_is_lost_too() {
+    let disk = foreign(512);
+    let layout = json!({"partitions": [
+        {"label": "esp"}, {"label": "data"},
+        {"label": "old", "size_mib": 150, "wipe_partition_entry": true}
+    ]});
+    let plan = dry_run(&disk, &layout);
+    let lost: Vec<_> = plan.destroys.iter().map(|lost| (lost.contents.as_str(), lost.starting_lba)).collect();
+    let old = plan.partitions.iter().find(|planned| planned.label == "old").unwrap();
+    assert_eq!(old.action, PartitionAction::Wipe);
+    assert_eq!(lost[0].0, "partition 2: unknown contents");
+    assert_eq!(lost[1..], [("unpartitioned", old.starting_lba)]);
+}
+
+#[test]
 fn what_is_not_agreed_to_is_refused_in_one_line() {
     let disk = foreign(512);
     let keep = |label: &str| json!({"label": label});

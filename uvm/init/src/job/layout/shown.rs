@@ -67,6 +67,12 @@ pub(crate) fn destroyed(layout: &Layout, existing: &Existing, geometry: &Geometr
         });
         extent(old.offset, old.size, format!("partition {}: {contents}", old.number))
     });
-    let new = layout.made().filter(|placed| placed.action == Action::Create);
+    // One that is made anew may get another place.
+    let stood = |placed: &Placed| {
+        let mut partitions = existing.probe.partitions.iter();
+        partitions
+            .any(|old| (old.number, old.offset, old.size) == (placed.number, placed.offset, placed.size))
+    };
+    let new = layout.made().filter(|placed| placed.action == Action::Create || !stood(placed));
     gone.chain(new.map(|new| extent(new.offset, new.size, "unpartitioned".to_owned()))).collect()
 }
