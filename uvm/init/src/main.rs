@@ -4,9 +4,14 @@
 macro_rules! say {
     ($($text:tt)*) => {{
         use std::io::Write as _;
-        let _ = writeln!(std::io::stdout().lock(), $($text)*);
+        if writeln!(std::io::stdout().lock(), $($text)*).is_err() {
+            crate::OUTPUT_IS_LOST.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
     }};
 }
+
+/// Something that was to be said could not be: standard output is full or closed.
+static OUTPUT_IS_LOST: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
 
 /// As `say!`, on standard error.
 macro_rules! say_aside {

@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::fmt::{Display, Write as _};
 use std::path::Path;
 
+use super::output::plain;
 use super::{FAILED, REFUSED};
 use crate::job::JobError;
 
@@ -40,9 +41,7 @@ impl Failure {
 
     /// Prints the line.
     pub(super) fn say(&self) -> u8 {
-        // It may quote what an archive or a disk has for a name, which is not for the terminal to obey.
-        let text = self.text.replace(char::is_control, "\u{fffd}");
-        say_aside!("uvm: {text}");
+        say_aside!("uvm: {}", plain(&self.text));
         self.status
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::output::{complain, print_json};
+use super::output::{complain, plain, print_json};
 use super::{DONE, REFUSED, engine};
 
 pub(super) fn inspect(path: &Path, json: bool, logical_block_size: u32) -> u8 {
@@ -21,7 +21,7 @@ pub(super) fn inspect(path: &Path, json: bool, logical_block_size: u32) -> u8 {
 }
 
 fn print_device(device: &uvm_api::Device) {
-    say!("{}  {} MiB, blocks of {}", device.node, device.size_bytes >> 20, device.logical_block_size);
+    say!("{}  {} MiB, blocks of {}", plain(&device.node), device.size_bytes >> 20, device.logical_block_size);
     if let Some(system) = &device.os_release {
         say!("  system      {system}");
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use uvm_api::{DiskState, ErrorCode, Event, EventBody, JobSpec, Plan, Problem};
 
-use super::output::{complain, print_json, print_problem, word};
+use super::output::{complain, plain, print_json, print_problem, word};
 use super::{DONE, FAILED, REFUSED, block_size, engine};
 use crate::job::Engine;
 
@@ -117,7 +117,7 @@ fn show(event: &Event, json: bool) -> Option<u8> {
             }
             None => say!("      {} MiB, {} MiB/s", mib(*bytes_done), mib(*bytes_per_second)),
         },
-        EventBody::Note { message, .. } => say!("      {message}"),
+        EventBody::Note { message, .. } => say!("      {}", plain(message)),
         EventBody::StepDone { bytes, duration_ms, .. } => {
             say!("      done: {} MiB in {}.{:03} s", mib(*bytes), duration_ms / 1000, duration_ms % 1000);
         }
@@ -135,7 +135,7 @@ fn print_plan(plan: &Plan) {
     say!(
         "{} on {} ({} MiB, blocks of {})",
         plan.kind,
-        plan.device,
+        plain(&plan.device),
         plan.size_bytes >> 20,
         plan.logical_block_size
     );
@@ -144,7 +144,7 @@ fn print_plan(plan: &Plan) {
     print_partitions(plan);
     say!("\nsteps:");
     for step in &plan.steps {
-        say!("  {:<10} {}", step.name, step.description);
+        say!("  {:<10} {}", step.name, plain(&step.description));
     }
 }
 
@@ -154,7 +154,7 @@ pub(super) fn print_partitions(plan: &Plan) {
         say!("\nwill be lost:");
     }
     for extent in &plan.destroys {
-        say!("  LBA {:>12} to {:>12}  {}", extent.starting_lba, extent.ending_lba, extent.contents);
+        say!("  LBA {:>12} to {:>12}  {}", extent.starting_lba, extent.ending_lba, plain(&extent.contents));
     }
     if !plan.partitions.is_empty() {
         say!("\npartitions:");
@@ -166,11 +166,11 @@ pub(super) fn print_partitions(plan: &Plan) {
             partition.starting_lba,
             partition.ending_lba,
             partition.size_bytes >> 20,
-            partition.label,
+            plain(&partition.label),
             partition.format.as_deref().unwrap_or("-"),
             partition.path.as_deref().unwrap_or("-"),
             word(&partition.action),
-            partition.reason,
+            plain(&partition.reason),
         );
     }
 }

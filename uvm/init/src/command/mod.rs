@@ -15,6 +15,7 @@ mod usage;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use clap::{Parser, Subcommand};
 
@@ -73,6 +74,18 @@ enum Command {
     Openapi,
 }
 
+impl Command {
+    /// Whether it is there for what it prints, and writes nothing.
+    fn tells_only(&self) -> bool {
+        match self {
+            Self::Plan(_) | Self::Inspect { .. } | Self::Usage(_) | Self::Openapi => true,
+            Self::Resize(arguments) => arguments.dry_run,
+            Self::Partition(arguments) => arguments.dry_run,
+            Self::Apply { .. } | Self::Mkfs(_) => false,
+        }
+    }
+}
+
 fn block_size(text: &str) -> Result<u32, String> {
     match text {
         "512" => Ok(512),
@@ -83,7 +96,9 @@ fn block_size(text: &str) -> Result<u32, String> {
 
 /// Runs the command line.
 pub(crate) fn run() -> ExitCode {
-    let status = match Arguments::parse().command {
+    let command = Arguments::parse().command;
+    let tells_only = command.tells_only();
+    let status = match command {
         Command::Plan(arguments) => job::plan(&arguments),
         Command::Apply { job, journal } => job::apply(&job, journal),
         Command::Inspect { path, json, logical_block_size } => {
@@ -98,6 +113,11 @@ pub(crate) fn run() -> ExitCode {
             DONE
         }
     };
+    // Of a disk that was written the status says what became of it, whether anybody reads along or not.
+    if tells_only && status == DONE && crate::OUTPUT_IS_LOST.load(Ordering::Relaxed) {
+        say_aside!("uvm: standard output does not take what there is to tell");
+        return ExitCode::from(REFUSED);
+    }
     ExitCode::from(status)
 }
 

@@ -4,6 +4,11 @@ use uvm_api::Problem;
 
 use super::DONE;
 
+/// Without what a terminal would obey: it may quote what an archive, a disk or a document has for a name.
+pub(super) fn plain(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
+}
+
 pub(super) fn print_json<T: serde::Serialize>(value: &T) -> u8 {
     say!("{}", serde_json::to_string_pretty(value).unwrap_or_default());
     DONE
@@ -19,9 +24,9 @@ pub(super) fn complain(problem: &Problem, json: bool, status: u8) -> u8 {
 }
 
 pub(super) fn print_problem(problem: &Problem) {
-    say_aside!("uvm: {}: {}", problem.title, problem.detail);
+    say_aside!("uvm: {}: {}", problem.title, plain(&problem.detail));
     for cause in &problem.causes {
-        say_aside!("  because: {cause}");
+        say_aside!("  because: {}", plain(cause));
     }
     if let Some(step) = &problem.step {
         say_aside!("  step: {step}");

@@ -17,7 +17,7 @@ pub(super) struct PartitionArguments {
     layout: PathBuf,
     /// Print what would be done, and why. Writes nothing.
     #[arg(long)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
     /// Print JSON: the plan, then one event a line.
     #[arg(long)]
     json: bool,

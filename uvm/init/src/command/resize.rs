@@ -25,7 +25,7 @@ pub(super) struct ResizeArguments {
     size: Option<u64>,
     /// Tell what would be done, and write nothing.
     #[arg(long)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
     /// Print JSON, in bytes.
     #[arg(long)]
     json: bool,
