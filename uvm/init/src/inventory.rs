@@ -2,7 +2,7 @@
 //! on a host.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use uvm_api::ErrorCode;
 use uvm_sys::{KernelBlock, OpenMode};
@@ -28,9 +28,7 @@ pub(crate) trait Inventory: Send + Sync {
 
     /// The one device with this serial.
     fn find(&self, serial: &str) -> Result<Attached, JobError> {
-        let attached = self.attached().map_err(|error| {
-            JobError::new(ErrorCode::Internal, format!("the devices cannot be listed: {error}"))
-        })?;
+        let attached = self.attached().map_err(|error| unlisted(&error))?;
         let mut found: Vec<Attached> =
             attached.into_iter().filter(|device| !serial.is_empty() && device.serial == serial).collect();
         let refused =
@@ -47,6 +45,21 @@ pub(crate) trait Inventory: Send + Sync {
             )),
         }
     }
+}
+
+/// Why there is no list of devices: on a command line the fault of a path.
+pub(crate) fn unlisted(error: &io::Error) -> JobError {
+    let code = match error.kind() {
+        io::ErrorKind::NotFound => ErrorCode::DeviceNotFound,
+        io::ErrorKind::PermissionDenied => ErrorCode::Io,
+        io::ErrorKind::InvalidInput => ErrorCode::InvalidRequest,
+        _ => ErrorCode::Internal,
+    };
+    let detail = match code {
+        ErrorCode::Internal => format!("the devices cannot be listed: {error}"),
+        _ => error.to_string(),
+    };
+    JobError::new(code, detail)
 }
 
 /// Whether two serials lead to one device: on a command line each is what its user says.
@@ -68,15 +81,34 @@ pub(crate) fn open(device: &Attached, mode: OpenMode) -> Result<KernelBlock, Job
             format!("device {:?} is attached read-only", device.serial),
         ));
     }
-    let opened = KernelBlock::open(&device.node, mode).map_err(|error| {
+    let refused = |error: &uvm_sys::Error| {
         let code = match error.kind() {
             uvm_sys::ErrorKind::Busy => ErrorCode::DeviceBusy,
             uvm_sys::ErrorKind::NotFound => ErrorCode::DeviceGone,
             _ => ErrorCode::Io,
         };
-        JobError { code, device: Some(device.serial.clone()), ..JobError::from_source(&error) }
-    })?;
+        JobError { code, device: Some(device.serial.clone()), ..JobError::from_source(error) }
+    };
+    let opened = KernelBlock::open(&device.node, mode).map_err(|error| refused(&error))?;
+    if mode != OpenMode::ReadOnly && !opened.is_block_device() {
+        let user = loop_device_in_use(&device.node).map_err(|error| refused(&error))?;
+        if let Some(user) = user {
+            let detail = format!("device {:?} is in use: it is behind {}", device.serial, user.display());
+            let device = Some(device.serial.clone());
+            return Err(JobError { device, ..JobError::new(ErrorCode::DeviceBusy, detail) });
+        }
+    }
     with_block_size(opened, device.logical_block_size).map_err(|error| JobError::from_source(&error))
+}
+
+/// The loop device of a file, where that is mounted or held: whoever does so holds the file itself no more than others.
+fn loop_device_in_use(file: &Path) -> Result<Option<PathBuf>, uvm_sys::Error> {
+    use uvm_sys::ErrorKind::{Busy, PermissionDenied};
+    let Some(user) = uvm_sys::loop_device_of(file)? else { return Ok(None) };
+    // Who may not look takes it for used.
+    let held = KernelBlock::open(&user, OpenMode::ReadOnlyHeld)
+        .is_err_and(|error| matches!(error.kind(), Busy | PermissionDenied));
+    Ok(held.then_some(user))
 }
 
 /// A file has the block size it is given; a device has its own.
@@ -120,8 +152,10 @@ impl Inventory for CommandLineInventory {
                     .and_then(|block| with_block_size(block, self.file_block_size))
                     .map_err(|error| {
                         let context = error.to_string();
+                        let is_unfit = error.kind() == uvm_sys::ErrorKind::Invalid;
                         let source = error.into_io();
-                        io::Error::new(source.kind(), format!("{context}: {source}"))
+                        let kind = if is_unfit { io::ErrorKind::InvalidInput } else { source.kind() };
+                        io::Error::new(kind, format!("{context}: {source}"))
                     })?;
                 Ok(Attached {
                     serial: serial.clone(),
@@ -129,7 +163,7 @@ impl Inventory for CommandLineInventory {
                     size_bytes: opened.size(),
                     logical_block_size: opened.logical_block_size(),
                     physical_block_size: opened.physical_block_size(),
-                    read_only: false,
+                    read_only: opened.is_read_only(),
                 })
             })
             .collect()

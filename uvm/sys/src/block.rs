@@ -80,7 +80,7 @@ impl Identity {
 impl KernelBlock {
     /// Opens `path`, following links. A file counts in blocks of 512 bytes until told otherwise.
     pub fn open(path: &Path, mode: OpenMode) -> Result<Self> {
-        let failed = |e: io::Error| Error::io(format!("opening {}", path.display()), e);
+        let failed = |e: io::Error| failed_to_open(path, e);
         let kind = std::fs::metadata(path).map_err(failed)?.file_type();
         if !kind.is_block_device() && !kind.is_file() {
             let reason = "neither a block device nor a regular file";
@@ -99,7 +99,13 @@ impl KernelBlock {
         }
         let path = path.to_owned();
         if kind.is_block_device() {
-            Self::of_device(file, path, metadata.rdev())
+            let block = Self::of_device(file, path, metadata.rdev())?;
+            // The kernel lets one be opened for writing all the same, and refuses every write.
+            if write && block.is_read_only() {
+                let error = io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "the device is read-only");
+                return Err(failed_to_open(&block.path, error));
+            }
+            Ok(block)
         } else {
             if held {
                 let lock = if write {
@@ -172,6 +178,12 @@ impl KernelBlock {
     /// Whether this is a device and not a file.
     pub fn is_block_device(&self) -> bool {
         self.device.is_some()
+    }
+
+    /// Whether the kernel refuses writes to the device, whoever asks. A file is as its permissions are.
+    pub fn is_read_only(&self) -> bool {
+        let ro = self.device.as_ref().and_then(|device| sysfs::text(&device.sysfs.join("ro")));
+        ro.is_some_and(|ro| ro != "0")
     }
 
     /// Whether the disk was detached. Ask after any failed call, whatever its error: a disk on its way
@@ -338,6 +350,10 @@ impl KernelBlock {
         let end = (offset + len) / block * block;
         (start < end).then_some((start, end))
     }
+}
+
+fn failed_to_open(path: &Path, error: io::Error) -> Error {
+    Error::io(format!("opening {}", path.display()), error)
 }
 
 fn device_size(file: &File) -> rustix::io::Result<u64> {

@@ -432,7 +432,8 @@ impl Engine {
     /// The devices attached now, with what is on those that no job holds.
     pub(crate) fn devices(&self) -> Result<Vec<Device>, Problem> {
         let attached = self.inventory.attached().map_err(|error| {
-            Problem::new(ErrorCode::Internal, format!("the devices cannot be listed: {error}"))
+            let error = inventory::unlisted(&error);
+            Problem::new(error.code, error.detail)
         })?;
         let held = lock(&self.jobs).held.clone();
         Ok(attached
