@@ -98,6 +98,7 @@ pub fn apply(
     let mut layer = Layer {
         tree,
         ours: HashSet::new(),
+        cleared: HashSet::new(),
         hasher: RandomState::new(),
         directories: BTreeMap::new(),
         directory_bytes: 0,
@@ -131,6 +132,9 @@ struct Layer<'t> {
     /// Paths this layer made, by their 64-bit keyed hash: eight bytes each instead of a whole path, so that
     /// memory stays small on images of a million files.
     ours: HashSet<u64>,
+    /// Directories that hold nothing of lower layers any more, in the same form: markers without end look into each
+    /// of them once.
+    cleared: HashSet<u64>,
     hasher: RandomState,
     /// What each directory this layer named or changed must say in the end: work on its entries may touch it.
     directories: BTreeMap<GuestPath, Attributes>,
@@ -250,6 +254,9 @@ impl Layer<'_> {
         }
         self.remember(&parent)?;
         if name == OPAQUE {
+            if !self.cleared.insert(self.hash(&parent)) {
+                return Ok(());
+            }
             for (child, _) in self.tree.list(&parent)? {
                 self.remove_lower(parent.join(&child)?)?;
             }
@@ -271,7 +278,7 @@ impl Layer<'_> {
             let kind = self.tree.metadata(&current)?.map(|m| m.kind);
             if !self.ours.contains(&self.hash(&current)) {
                 remove_what_can_go(self.tree, &current)?;
-            } else if kind == Some(Kind::Directory) {
+            } else if kind == Some(Kind::Directory) && self.cleared.insert(self.hash(&current)) {
                 self.remember(&current)?;
                 for (name, _) in self.tree.list(&current)? {
                     stack.push(current.join(&name)?);

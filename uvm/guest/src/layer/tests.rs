@@ -489,6 +489,18 @@ fn whiteouts_remove_what_is_below_only() {
 
 /// A tree whose directories change their time when their entries do, as a mounted one's.
 #[test]
+fn markers_without_end_end() {
+    let mut made = Made::default().directory("d/").directory("d/e/");
+    for number in 0..10_000 {
+        made = made.file(&format!("d/e/{number}"), b"").file("d/.wh..wh..opq", b"").file(".wh.d", b"");
+    }
+    let mut tree = MemoryTree::new();
+    write_bytes(&mut tree, &p("/d"), Attributes::root(0o644, Timestamp::default()), b"lower").unwrap();
+    assert_eq!(unpack(&mut tree, &made.end()).unwrap().whiteouts, 20_000);
+    assert_eq!(tree.list(&p("/d/e")).unwrap().len(), 10_000);
+}
+
+#[test]
 fn times_of_directories_survive_work_on_their_entries() {
     let tree = lower();
     let before = tree.metadata(&p("/etc")).unwrap().unwrap().attributes;
