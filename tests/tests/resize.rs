@@ -118,6 +118,19 @@ fn what_is_mounted_is_grown_by_the_kernel() {
 }
 
 #[test]
+fn a_device_has_the_size_it_has_also_in_a_dry_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = made(folder.path(), "image", "ext4", 32);
+    let device = LoopDevice { path: run("losetup", &["-f", "--show", &path]).trim().to_owned() };
+    for more in [&["--dry-run"][..], &[]] {
+        let (status, _, complaint) = resize(&[&[&device.path, "--size", "64M"], more].concat());
+        let line =
+            format!("uvm: {}: the device has {} bytes, {} do not fit\n", device.path, 32 * MIB, 64 * MIB);
+        assert_eq!((status, complaint), (2, line));
+    }
+}
+
+#[test]
 fn what_is_not_resized_is_refused_in_one_line_and_nothing_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str| {

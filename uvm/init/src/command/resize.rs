@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use uvm_disk::Device;
 use uvm_disk::ext4::{ResizePlan, plan_resize, resize};
 use uvm_disk::probe::{TableKind, probe};
+use uvm_disk::{Device, ErrorKind};
 
 use super::DONE;
 use super::failure::Failure;
@@ -68,6 +68,7 @@ pub(super) fn run(arguments: &ResizeArguments) -> u8 {
 fn tell(arguments: &ResizeArguments) -> Result<String, Failure> {
     let path = arguments.path.as_path();
     let device = open_to_read(path, BLOCK).map_err(|error| Failure::refused(path, error))?;
+    check_device(path, device.geometry().size, arguments.size)?;
     let (format, plan) = planned(path, &device, arguments.size)?;
     Ok(shown_plan(arguments, format, &plan, false))
 }
@@ -76,6 +77,7 @@ fn carry_out(arguments: &ResizeArguments) -> Result<String, Failure> {
     let path = arguments.path.as_path();
     // A file that is to become larger; a smaller file system stays in the file it is in.
     let now = open_to_read(path, BLOCK).map_err(|error| Failure::refused(path, error))?.geometry().size;
+    check_device(path, now, arguments.size)?;
     let target = Target::open(path, arguments.size.filter(|size| *size > now), BLOCK)
         .map_err(|error| Failure::refused(path, error))?;
     let (format, plan) = planned(path, &target.device, arguments.size)?;
@@ -86,11 +88,26 @@ fn carry_out(arguments: &ResizeArguments) -> Result<String, Failure> {
     });
     resized.map_err(|error| {
         let failure = Failure::ended(path, target.is_written(), &error);
-        failure.when_written("the same command again finishes it")
+        // What was not in order, or found no room, is so the next time too.
+        failure.when_written(match error.kind() {
+            ErrorKind::Io => "the same command again finishes it",
+            ErrorKind::NoSpace => "what was moved so far is whole",
+            _ => "e2fsck tells what is wrong",
+        })
     })?;
     // Where nothing had to be written, the file keeps its new size all the same.
     target.keep();
     Ok(shown_plan(arguments, format, &plan, true))
+}
+
+/// Refuses more than a device has; a file is made larger.
+fn check_device(path: &Path, has: u64, wanted: Option<u64>) -> Result<(), Failure> {
+    match wanted {
+        Some(size) if size > has && !path.is_file() => {
+            Err(Failure::refused(path, format!("the device has {has} bytes, {size} do not fit")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The plan, and what kind of file system it is for.
