@@ -132,6 +132,18 @@ fn inodes_named_outside_of_directories_keep_their_numbers() {
     }
 }
 
+/// What cannot be moved is seen before anything is.
+#[test]
+fn attributes_that_are_none_are_refused_by_the_plan() {
+    for place in [5_000_000, 55_000] {
+        let disk = Disk::made(60 * MIB, "-t ext3 -b 1024", None);
+        agree("debugfs", &["-w", "-R", &format!("sif / file_acl {place}"), disk.path()]);
+        let refused = ext4::plan_resize(&disk.open(), 20 * MIB).unwrap_err();
+        assert_eq!(refused.kind(), uvm_disk::ErrorKind::Corrupt, "{refused}");
+        assert!(refused.to_string().contains("no attributes"), "{refused}");
+    }
+}
+
 /// Without sparse_super every group has a copy of the descriptors, and all are cut short at once.
 #[test]
 fn what_no_transaction_holds_is_refused() {

@@ -23,7 +23,7 @@ use crate::{Error, ErrorKind, Result};
 const MOST_BLOCKS: u64 = 8192;
 /// Groups looked at for free blocks in one piece.
 const MOST_GROUPS: u32 = 16;
-const ATTRIBUTES_MAGIC: u32 = 0xEA02_0000;
+pub(super) const ATTRIBUTES_MAGIC: u32 = 0xEA02_0000;
 
 /// Moves what is behind the end, and remembers what the next transaction needs.
 pub(super) struct Mover<'v, 'd> {

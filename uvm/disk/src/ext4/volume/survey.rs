@@ -6,9 +6,11 @@ use super::bitmap;
 use super::descriptor::{Field, INODE_UNINIT};
 use super::features::{EA_INODE, ORPHAN_FILE, ORPHAN_PRESENT, QUOTA, STABLE_INODES};
 use super::inode::{Inode, JOURNAL, RESIZE};
+use super::relocate::ATTRIBUTES_MAGIC;
 use super::superblock::{Geometry, corrupt, has_descriptor_checksums};
 use super::tree;
 use super::volume::{BATCH, Volume};
+use crate::field::le32;
 use crate::{Error, ErrorKind, Result};
 
 /// The inode of bad blocks.
@@ -112,6 +114,7 @@ impl Volume<'_> {
             if let Some(block) = inode.attributes()
                 && attributes.insert(block)
             {
+                self.check_attributes(inode.number, block, limit)?;
                 owned += 1;
                 behind += u64::from(block >= limit);
             }
@@ -142,6 +145,17 @@ impl Volume<'_> {
         survey.leaked = self.demand()?.contents.saturating_sub(owned);
         self.check_survey(&survey, new)?;
         Ok(survey)
+    }
+
+    /// Before the first write, so that none is in vain.
+    fn check_attributes(&self, inode: u32, block: u64, limit: u64) -> Result<()> {
+        let geometry = &self.geometry;
+        if (geometry.first_data_block..geometry.blocks).contains(&block)
+            && (block < limit || le32(&self.read(block)?, 0) == ATTRIBUTES_MAGIC)
+        {
+            return Ok(());
+        }
+        Err(corrupt(format!("inode {inode} has no attributes in block {block}")))
     }
 
     fn check_movable(&self, inode: &Inode) -> Result<()> {
