@@ -110,15 +110,20 @@ impl Features {
         }
     }
 
+    /// Refuses a journal on a device of its own: its superblock has no sizes of groups.
+    pub(super) fn check_file_system(self) -> Result<()> {
+        if self.incompat & JOURNAL_DEV == 0 {
+            return Ok(());
+        }
+        Err(unsupported("this is an ext journal on a device of its own, not a file system"))
+    }
+
     /// Refuses the first feature with which block bitmaps may not be what we take them for.
     pub(super) fn check_readable(self) -> Result<()> {
         let known = |word| KNOWN.iter().filter(|k| k.0 == word).fold(0, |all, k| all | k.1);
         let harmless = 0x80 | 0x800 | 0x1000 | 0x4000 | BIGALLOC;
         let unknown_incompat = self.incompat & !known(Word::Incompat);
         let unknown_ro = self.ro_compat & !(known(Word::RoCompat) | harmless);
-        if self.incompat & JOURNAL_DEV != 0 {
-            return Err(unsupported("this is an ext journal on a device of its own, not a file system"));
-        }
         match (unknown_incompat, unknown_ro) {
             (0, 0) => Ok(()),
             (bits, 0) => Err(unsupported(format!("ext incompatible feature bits {bits:#x} are not known"))),

@@ -167,6 +167,7 @@ enum Sparse {
 impl Geometry {
     pub(super) fn of(superblock: &Superblock) -> Result<Self> {
         let features = superblock.features();
+        features.check_file_system()?;
         let (log, log_cluster) = (superblock.u32(0x18), superblock.u32(0x1C));
         if log > 6 {
             return Err(corrupt(format!("an ext block size of 2^{} is none", u64::from(log) + 10)));
