@@ -77,6 +77,18 @@ fn whatever_mke2fs_makes_grows() {
     }
 }
 
+/// Blocks that 32 bits number, which a superblock of 32 bits cannot count.
+#[test]
+fn up_to_16_tib() {
+    for (options, fits) in [("-t ext4 -O 64bit", true), ("-t ext4 -O ^64bit", false)] {
+        let disk = Disk::made(20 * MIB, &format!("{options} -b 4096"), None);
+        let plan = |blocks: u64| ext4::plan_resize(&disk.open(), blocks * 4096);
+        assert_eq!(plan(1 << 32).is_ok(), fits, "{options}");
+        assert_eq!(plan((1 << 32) - 1).unwrap().new_size, ((1 << 32) - 1) * 4096);
+        assert_eq!(plan((1 << 32) + 100_000).unwrap_err().kind(), uvm_disk::ErrorKind::Unsupported);
+    }
+}
+
 /// A file system of our own making with some files.
 fn built(size: u64, options: Ext4Options, logical_block_size: u32) -> Disk {
     let disk = Disk::new(size, logical_block_size);

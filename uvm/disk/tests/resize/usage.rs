@@ -126,6 +126,41 @@ fn a_broken_superblock_and_broken_descriptors_have_copies() {
     }
 }
 
+/// The kernel leaves copies of descriptors as mke2fs made them: they call groups unused that are full.
+#[test]
+fn copies_of_descriptors_are_not_believed() {
+    for options in ["-t ext4 -b 1024 -g 2048", "-t ext4 -b 1024 -O ^metadata_csum,uninit_bg -g 2048"] {
+        let disk = Disk::made(40 * MIB, options, None);
+        disk.mounted("rw", |root| grow_tree(root, 300, 150_000, &mut Random(4)));
+        let (_, before) = used_blocks(&disk);
+        disk.open().write_at(2048 + 5 * 64 + 0x0C, &[0x5A]).unwrap();
+        let mut after = Vec::new();
+        ext4::used_extents(&disk.open(), &mut |extent| {
+            after.push(extent);
+            Ok(())
+        })
+        .unwrap();
+        let covered = |used: &std::ops::Range<u64>| {
+            after.iter().any(|extent| extent.start <= used.start && used.end <= extent.end)
+        };
+        assert!(before.iter().all(covered), "{options}: {before:?} {after:?}");
+        for size in [20, 60] {
+            let refused = ext4::plan_resize(&disk.open(), size * MIB).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Unsupported, "{options}: {refused}");
+            assert!(refused.to_string().contains("e2fsck mends"), "{refused}");
+        }
+    }
+}
+
+/// With the primary superblock, orphans and errors are lost that it named.
+#[test]
+fn what_has_lost_its_superblock_is_not_resized() {
+    let disk = Disk::made(40 * MIB, "-t ext4 -b 1024", None);
+    disk.open().write_at(1024 + 0xE9, &[1]).unwrap();
+    let refused = ext4::plan_resize(&disk.open(), 30 * MIB).unwrap_err();
+    assert!(refused.to_string().contains("broken superblock"), "{refused}");
+}
+
 #[test]
 fn what_is_no_file_system_is_refused() {
     let refused = |device: &dyn BlockDevice| ext4::used_extents(device, &mut |_| Ok(())).unwrap_err().kind();
@@ -136,6 +171,9 @@ fn what_is_no_file_system_is_refused() {
     let disk = Disk::made(8 * MIB, "-t ext4 -b 4096", None);
     disk.open().write_at(1024 + 0x60, &[0xC2, 0x02, 0, 0x80]).unwrap();
     assert_eq!(refused(&disk.open()), ErrorKind::Corrupt);
+    let disk = Disk::new(20 * MIB, 512);
+    agree("mke2fs", &["-q", "-F", "-O", "journal_dev", "-b", "4096", disk.path()]);
+    assert_eq!(refused(&disk.open()), ErrorKind::Unsupported);
     // Without checksums the unknown feature itself is what is seen.
     let disk = Disk::made(20 * MIB, "-t ext2", None);
     disk.open().write_at(1024 + 0x60, &[0x02, 0, 0, 0x40]).unwrap();

@@ -1,7 +1,7 @@
 //! What a resize would do, and doing it.
 
 use super::descriptor::Field;
-use super::features::RESIZE_INODE;
+use super::features::{BIT64, RESIZE_INODE};
 use super::superblock::Geometry;
 use super::volume::Volume;
 use crate::ext4::bytes::crc;
@@ -9,9 +9,8 @@ use crate::{BlockDevice, Error, ErrorKind, Result};
 
 /// A last group smaller than this beside its own metadata is left out, as mke2fs does.
 const LAST_GROUP_MINIMUM: u64 = 50;
-/// Bits a superblock without the feature 64bit has for blocks; we go no further with it either: 16 TiB in blocks of
-/// 4 KiB.
-const MAX_BLOCKS: u64 = u32::MAX as u64;
+/// Blocks that 32 bits number: 16 TiB in blocks of 4 KiB. Only with the feature 64bit the superblock can count all.
+const MAX_BLOCKS: u64 = 1 << 32;
 
 /// What a resize does. Pure reading made it; it fits the file system it was made of, as that was then.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,7 +59,7 @@ pub fn plan_resize(device: &dyn BlockDevice, new_size: u64) -> Result<ResizePlan
         fingerprint: fingerprint(&volume),
     };
     if growth > 0 {
-        check_growth(&geometry, blocks)?;
+        check_growth(&volume, blocks)?;
         plan.bytes_to_write = growth_bytes(&volume, blocks)?;
     } else if blocks < geometry.blocks {
         plan_shrink(&volume, blocks, &mut plan)?;
@@ -130,7 +129,7 @@ pub fn resize(device: &dyn BlockDevice, plan: &ResizePlan, progress: &mut dyn Fn
         volume.recover()?;
     }
     let whole = plan.blocks.abs_diff(volume.geometry.blocks).max(1);
-    if volume.geometry.blocks != plan.blocks || !volume.changed_descriptors.is_empty() {
+    if volume.geometry.blocks != plan.blocks {
         volume.begin()?;
     }
     if volume.geometry.blocks < plan.blocks {
@@ -160,6 +159,13 @@ fn check(volume: &Volume<'_>) -> Result<()> {
     if superblock.u32(0x4C) == 0 {
         return Err(refused("an ext file system of revision 0"));
     }
+    if !volume.changed_descriptors.is_empty() {
+        return Err(refused("an ext file system with broken group descriptors (e2fsck mends them)"));
+    }
+    // Without a journal, it may be what an interrupted growth left; with one, the log would have had it.
+    if volume.is_copy && volume.journal.is_some() {
+        return Err(refused("an ext file system with a broken superblock (e2fsck mends it)"));
+    }
     let state = superblock.u16(0x3A);
     if state & 0x2 != 0 || volume.journal.as_ref().is_some_and(super::journal::Journal::has_error) {
         return Err(refused("an ext file system with errors (e2fsck mends them)"));
@@ -179,15 +185,17 @@ fn check(volume: &Volume<'_>) -> Result<()> {
     Ok(())
 }
 
-fn check_growth(geometry: &Geometry, blocks: u64) -> Result<()> {
-    if blocks > MAX_BLOCKS {
-        let context =
-            format!("{blocks} blocks are more than the {MAX_BLOCKS} an ext file system grows to here");
+fn check_growth(volume: &Volume<'_>, blocks: u64) -> Result<()> {
+    let geometry = &volume.geometry;
+    let wide = volume.superblock.features().incompat & BIT64 != 0;
+    let most = MAX_BLOCKS - u64::from(!wide);
+    if blocks > most {
+        let context = format!("{blocks} blocks are more than the {most} this ext file system grows to here");
         return Err(Error::new(ErrorKind::Unsupported, context));
     }
     let groups = geometry.with_blocks(blocks)?.groups;
     let inodes = u64::from(groups) * u64::from(geometry.inodes_per_group);
-    if inodes > MAX_BLOCKS {
+    if inodes >= MAX_BLOCKS {
         let context = format!("{groups} groups of {} inodes are more than 2^32", geometry.inodes_per_group);
         return Err(Error::new(ErrorKind::Unsupported, context));
     }

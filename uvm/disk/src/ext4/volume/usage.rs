@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::bitmap;
-use super::descriptor::{BLOCK_UNINIT, Descriptor, Field};
+use super::descriptor::{Descriptor, Field};
 use super::superblock::corrupt;
 use super::volume::{BATCH, Volume};
 use crate::usage::{Usage, Visit};
@@ -108,10 +108,13 @@ impl<'v, 'd> Bitmaps<'v, 'd> {
         let volume = self.volume;
         let geometry = &volume.geometry;
         let descriptor = volume.descriptor(group);
-        if descriptor.flags() & BLOCK_UNINIT != 0
-            && super::superblock::has_descriptor_checksums(volume.superblock.features())
+        let uninitialized =
+            volume.is_block_uninit(&descriptor).then(|| bitmap::uninitialized(geometry, &descriptor, group));
+        let stale = volume.is_stale(group);
+        if let Some(bits) = &uninitialized
+            && !stale
         {
-            return Ok(bitmap::uninitialized(geometry, &descriptor, group));
+            return Ok(bits.clone());
         }
         let place = descriptor.get(Field::BlockBitmap);
         let size = geometry.block_size as usize;
@@ -122,9 +125,18 @@ impl<'v, 'd> Bitmaps<'v, 'd> {
             self.start = place;
         }
         let at = (place - self.start) as usize * size;
-        let bits = self.batch[at..at + size].to_vec();
+        let mut bits = self.batch[at..at + size].to_vec();
+        if let Some(base) = uninitialized {
+            // It may have been initialized since: what either says is used.
+            bits.iter_mut().zip(base).for_each(|(bits, base)| *bits |= base);
+            return Ok(bits);
+        }
         let summed = &bits[..(geometry.blocks_per_group / geometry.cluster / 8) as usize];
         if !descriptor.bitmap_fits(Field::BlockBitmapChecksum, &volume.superblock, summed) {
+            if stale {
+                bits.fill(0xFF);
+                return Ok(bits);
+            }
             let context = format!("the checksum of the block bitmap of group {group} does not fit");
             return Err(corrupt(context).at(geometry.offset(place)));
         }

@@ -7,7 +7,7 @@ use super::inode::Inode;
 use super::journal::Journal;
 use super::map::{Map, read_map};
 use super::source::Source;
-use super::superblock::{Geometry, OFFSET, SIZE, Superblock, corrupt};
+use super::superblock::{Geometry, OFFSET, SIZE, Superblock, corrupt, has_descriptor_checksums};
 use crate::{BlockDevice, ErrorKind, Result, field};
 
 /// Blocks read at a time where many lie together: 1 MiB in blocks of 4 KiB.
@@ -19,11 +19,14 @@ pub(super) struct Volume<'d> {
     pub(super) superblock: Superblock,
     pub(super) geometry: Geometry,
     pub(super) journal: Option<Journal>,
+    /// The superblock is a copy: what the primary one said of the state is lost.
+    pub(super) is_copy: bool,
     /// What the journal's log ends with, where it is not empty.
     pub(super) next_sequence: u32,
     /// All descriptors, one behind the other.
     pub(super) descriptors: Vec<u8>,
-    /// Descriptor blocks that differ from those on the device.
+    /// Descriptor blocks that differ from those on the device: the copies of broken ones, which say where things are
+    /// but not what is in use, and what was changed since.
     pub(super) changed_descriptors: BTreeSet<u32>,
     /// Other blocks that differ from those on the device.
     pub(super) changed: BTreeMap<u64, Vec<u8>>,
@@ -32,9 +35,10 @@ pub(super) struct Volume<'d> {
 impl<'d> Volume<'d> {
     /// Reads superblock, descriptors and journal; copies where the first are broken.
     pub(super) fn open(device: &'d dyn BlockDevice) -> Result<Self> {
-        let superblock = find_superblock(device)?;
+        let (superblock, is_copy) = find_superblock(device)?;
         superblock.features().check_readable()?;
         let mut volume = Self::with(device, superblock)?;
+        volume.is_copy = is_copy;
         // Before the replay some may be half written; only the first counts now, the journal's inode is in its group.
         volume.read_descriptors(!volume.superblock.needs_recovery())?;
         volume.read_journal()?;
@@ -46,7 +50,7 @@ impl<'d> Volume<'d> {
 
     /// The same without looking into the journal; `None` where that alone cannot be read.
     pub(super) fn open_unrecovered(device: &'d dyn BlockDevice) -> Result<Option<Self>> {
-        let mut volume = Self::with(device, find_superblock(device)?)?;
+        let mut volume = Self::with(device, find_superblock(device)?.0)?;
         match volume.read_descriptors(true) {
             Ok(()) => Ok(Some(volume)),
             Err(error) if error.kind() == ErrorKind::Corrupt => Ok(None),
@@ -66,6 +70,7 @@ impl<'d> Volume<'d> {
             superblock,
             geometry,
             journal: None,
+            is_copy: false,
             next_sequence: 0,
             descriptors: Vec::new(),
             changed_descriptors: BTreeSet::new(),
@@ -79,6 +84,7 @@ impl<'d> Volume<'d> {
         if self.source.logged.contains_key(&block) {
             let bytes = self.source.read(block, 1, "reading the ext superblock")?;
             self.superblock = Superblock::parse(&bytes[at..])?;
+            self.is_copy = false;
             self.superblock.features().check_readable()?;
             let geometry = Geometry::of(&self.superblock)?;
             let size = geometry.blocks.saturating_mul(u64::from(geometry.block_size));
@@ -153,6 +159,13 @@ impl<'d> Volume<'d> {
             .at(at))
     }
 
+    /// Whether the descriptor of a group is a copy whose flags and checksums nobody brought up to date: the kernel
+    /// writes copies when it resizes, and never else.
+    pub(super) fn is_stale(&self, group: u32) -> bool {
+        let block = group / self.geometry.descriptors_per_block();
+        has_descriptor_checksums(self.superblock.features()) && self.changed_descriptors.contains(&block)
+    }
+
     pub(super) fn descriptor(&self, group: u32) -> Descriptor {
         let size = self.geometry.descriptor_size as usize;
         let at = group as usize * size;
@@ -211,12 +224,12 @@ impl<'d> Volume<'d> {
     }
 }
 
-/// The primary superblock, or the first copy that fits.
-fn find_superblock(device: &dyn BlockDevice) -> Result<Superblock> {
+/// The primary superblock, or the first copy that fits and that it is one.
+fn find_superblock(device: &dyn BlockDevice) -> Result<(Superblock, bool)> {
     let bytes = field::read(device, OFFSET, SIZE, "reading the ext superblock")?;
     let primary = Superblock::parse(&bytes).and_then(|found| Geometry::of(&found).map(|_| found));
     let error = match primary {
-        Ok(found) => return Ok(found),
+        Ok(found) => return Ok((found, false)),
         Err(error) => error,
     };
     for block_size in [4096, 1024, 2048, 8192, 16_384, 32_768, 65_536_u64] {
@@ -236,7 +249,7 @@ fn find_superblock(device: &dyn BlockDevice) -> Result<Superblock> {
                 if found.journal_inode().is_some() {
                     found.set_needs_recovery(true);
                 }
-                return Ok(found);
+                return Ok((found, true));
             }
         }
     }
