@@ -5,6 +5,7 @@ mod copy;
 mod customize;
 mod draft;
 mod engine;
+mod entry;
 mod error;
 mod format;
 mod inspect;
