@@ -163,18 +163,14 @@ impl Machine {
         let (qmp, line) = (private.path().join("qmp"), private.path().join("serial"));
         let serial_log = work.join(format!("{name}-serial.log"));
         let qemu_log = work.join(format!("{name}-qemu.log"));
-        let _ = fs::remove_file(&serial_log);
         let log = fs::File::create(&qemu_log).with_context(|| format!("making {}", qemu_log.display()))?;
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
         command.args(["-machine", "q35", "-cpu", "max", "-accel", Accel::choose()?.name()]);
         command.args(["-device", "virtio-rng-pci"]);
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", option(&qmp)));
-        command.arg("-chardev").arg(format!(
-            "socket,id=line,path={},server=on,wait=off,logfile={}",
-            option(&line),
-            option(&serial_log)
-        ));
+        // It waits for us, so that nothing printed is lost.
+        command.arg("-chardev").arg(format!("socket,id=line,path={},server=on,wait=on", option(&line)));
         command.args(["-serial", "chardev:line"]);
         build(&mut command, private.path())?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
@@ -202,6 +198,7 @@ impl Machine {
         let deadline = Instant::now() + timeout;
         loop {
             if let Some(status) = self.child.try_wait().context("waiting for QEMU")? {
+                self.serial.finish();
                 return Ok(status);
             }
             if Instant::now() >= deadline {

@@ -1,8 +1,10 @@
 //! The serial line of a machine: everything it prints is in a file, and one can type into it.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -16,18 +18,29 @@ const SHOWN: usize = 15;
 pub struct Serial {
     log: PathBuf,
     input: UnixStream,
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Serial {
-    /// A line that QEMU also writes to `log`.
+    /// A line whose output goes to `log`. QEMU could write that itself, but has a byte twice in it where nobody
+    /// takes the byte at once.
     pub(crate) fn new(input: UnixStream, log: &Path) -> Result<Self> {
         let mut output = input.try_clone()?;
-        // Somebody must take what comes, or the machine waits. The file has it already.
-        std::thread::Builder::new().name("serial".to_owned()).spawn(move || {
+        let mut file = File::create(log).with_context(|| format!("making {}", log.display()))?;
+        let reader = std::thread::Builder::new().name("serial".to_owned()).spawn(move || {
             let mut buffer = [0; 4096];
-            while output.read(&mut buffer).is_ok_and(|count| count > 0) {}
+            while let Ok(count @ 1..) = output.read(&mut buffer) {
+                file.write_all(&buffer[..count]).expect("there is room for what a machine prints");
+            }
         })?;
-        Ok(Self { log: log.to_owned(), input })
+        Ok(Self { log: log.to_owned(), input, reader: Some(reader) })
+    }
+
+    /// Waits until all of it is in the file, once the machine has ended.
+    pub(crate) fn finish(&mut self) {
+        if let Some(Err(panic)) = self.reader.take().map(JoinHandle::join) {
+            std::panic::resume_unwind(panic);
+        }
     }
 
     /// The file that has everything the machine printed.

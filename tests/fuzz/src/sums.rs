@@ -89,7 +89,7 @@ struct Inodes {
 impl Inodes {
     /// The inodes of one table that lie on changed pages.
     fn sum_changed(&self, disk: &Disk, table: u64, group: u32) {
-        if !(128..=PAGE).contains(&self.size) {
+        if !self.size.is_power_of_two() || !(128..=PAGE).contains(&self.size) {
             return;
         }
         let end = table.saturating_add(u64::from(self.per_group) * self.size as u64);
