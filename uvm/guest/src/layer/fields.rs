@@ -1,4 +1,6 @@
 //! The numbers in a tar header: octal digits among spaces and NULs, or GNU's base 256 where the first bit is set.
+//!
+//! The crate has no blank fields and no leading NULs, which GNU tar takes, and its errors quote the field as it is.
 
 use tar::Header;
 

@@ -59,9 +59,7 @@ impl Target {
     pub(crate) fn is_written(&self) -> bool {
         self.written.load(Ordering::Acquire)
     }
-}
 
-impl Target {
     /// The file stays as large as it was made, written to or not.
     pub(crate) fn keep(self) {
         self.written.store(true, Ordering::Release);
