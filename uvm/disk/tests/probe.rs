@@ -234,6 +234,12 @@ fn the_os_of_a_guest() {
     };
     assert_eq!(read_os_release(image.clone()), Some(expected));
     assert_eq!(read_os_release(Image::new(1 << 20, 512)), None);
+    // The reader would take as much memory as a link says it is long.
+    std::fs::rename(tree.path().join("usr"), tree.path().join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink("elsewhere", tree.path().join("usr")).unwrap();
+    let image = Image::new(32 << 20, 512);
+    agree("mkfs.ext4", &["-q", "-F", "-d", tree.path().to_str().unwrap(), image.path()]);
+    assert_eq!(read_os_release(image.clone()), None, "no link is followed");
 }
 
 #[test]

@@ -64,12 +64,20 @@ fn load(device: Device) -> Option<OsRelease> {
         return None;
     }
     let fs = Ext4::load(Box::new(Source(device))).ok()?;
-    // The crate follows symbolic links beneath the file system's own root.
-    let bytes = ["/etc/os-release", "/usr/lib/os-release"].into_iter().find_map(|path| {
-        let metadata = fs.metadata(path).ok()?;
-        (metadata.file_type().is_regular_file() && metadata.len() <= MAX_LEN).then(|| fs.read(path).ok())?
-    })?;
+    let bytes = ["/etc/os-release", "/usr/lib/os-release"]
+        .into_iter()
+        .find_map(|path| (file_len(&fs, path)? <= MAX_LEN).then(|| fs.read(path).ok())?)?;
     Some(parse(&String::from_utf8_lossy(&bytes)))
+}
+
+/// Bytes of a regular file that no symbolic link leads to: for a link's target the reader takes as much memory as the
+/// link claims to be long. Where the first of the two names is a link, it is one to the second.
+fn file_len(fs: &Ext4, path: &str) -> Option<u64> {
+    for (end, _) in path.match_indices('/').skip(1) {
+        fs.symlink_metadata(&path[..end]).ok().filter(|found| found.file_type().is_dir())?;
+    }
+    let file = fs.symlink_metadata(path).ok()?;
+    file.file_type().is_regular_file().then(|| file.len())
 }
 
 fn parse(text: &str) -> OsRelease {
